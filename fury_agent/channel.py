@@ -1,0 +1,280 @@
+"""The only module that touches the network on the agent's behalf: asking for the start, and delivering events.
+
+TLS and tokens belong here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import random
+import threading
+import time
+import urllib.parse
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence
+
+_TIMEOUT_S = 10.0
+_LINGER_S = 0.2
+_BACKOFF_FIRST_S = 0.5
+_BACKOFF_LAST_S = 15.0
+_MAX_ANSWER_BYTES = 1_000_000
+_RETRIED = (408, 429)
+
+
+class Trouble(Exception):  # noqa: N818 - not an error of the agent's: trouble passes, or the deadline does
+    """The collector could not be asked or gave no usable answer; worth another try."""
+
+
+class Refused(Exception):  # noqa: N818 - see Trouble
+    """The collector understood and said no; trying again would change nothing."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(f"{sentence} ({status})")
+        self.status = status
+        self.sentence = sentence
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """One answer to `ready`, with this host's monotonic clock before the question and after the answer."""
+
+    answer: Mapping[str, Any]
+    asked_s: float
+    answered_s: float
+    collector_s: float
+
+    @property
+    def round_trip_s(self) -> float:
+        """How long question and answer took together."""
+        return self.answered_s - self.asked_s
+
+    @property
+    def offset_s(self) -> float:
+        """This host's clock minus the collector's, taking the middle of the round trip as the collector's instant."""
+        return (self.asked_s + self.answered_s) / 2 - self.collector_s
+
+
+@dataclasses.dataclass(frozen=True)
+class Receipt:
+    """The collector's answer to a batch: it is stored; `complete` says that everything up to the final is."""
+
+    complete: bool
+    command: Optional[str]
+
+
+class Channel:
+    """One keep-alive connection to the collector; every call either answers, or raises Trouble or Refused."""
+
+    def __init__(self, url: str, *, run_id: str, agent: str, epoch: str, timeout_s: float = _TIMEOUT_S) -> None:
+        parts = urllib.parse.urlsplit(url)
+        self.url = url
+        self._host = parts.hostname or ""
+        self._port = parts.port or 80
+        quoted = urllib.parse.quote(run_id, safe=""), urllib.parse.quote(agent, safe="")
+        self._path = "/api/v1/runs/{}/agents/{}/".format(*quoted)
+        self._epoch = epoch
+        self._timeout_s = timeout_s
+        self._connection: Optional[http.client.HTTPConnection] = None
+
+    def ready(self, description: Mapping[str, Any]) -> Exchange:
+        """Says that this agent is armed and asks whether to start."""
+        body = json.dumps({"v": 1, "epoch": self._epoch, **description}).encode()
+        self._connect()  # before the clock is read: the connection's own round trip is not the exchange's
+        asked_s = time.monotonic()
+        answer = self._post("ready", body)
+        answered_s = time.monotonic()
+        collector_s = answer.get("collector_mono_s")
+        if answer.get("state") not in ("waiting", "start", "abort") or not _is_number(collector_s):
+            raise Trouble("an answer without state or collector_mono_s; is this the collector?")
+        if answer["state"] == "start" and not _is_number(answer.get("start_in_s")):
+            raise Trouble("a start without start_in_s; is this the collector?")
+        return Exchange(answer, asked_s, answered_s, float(collector_s))
+
+    def send(self, bodies: Sequence[bytes]) -> Receipt:
+        """Delivers the events whose JSON `bodies` are; returns once the collector has committed all of them."""
+        body = b'{"v":1,"epoch":"%s","events":[%s]}' % (self._epoch.encode(), b",".join(bodies))
+        answer = self._post("events", body)
+        if not _is_number(answer.get("stored")) or not _is_number(answer.get("duplicates")):
+            raise Trouble("an acknowledgement without counts; is this the collector?")
+        if answer["stored"] + answer["duplicates"] < len(bodies):
+            raise Trouble("an acknowledgement of fewer events than were sent")
+        command = answer.get("command")
+        return Receipt(complete=answer.get("receipt") is True, command=command if isinstance(command, str) else None)
+
+    def close(self) -> None:
+        """Closes the connection; the next call opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connect(self) -> None:
+        if self._connection is not None and self._connection.sock is not None:
+            return
+        self.close()
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        try:
+            connection.connect()  # sets TCP_NODELAY
+        except OSError as error:
+            connection.close()
+            raise Trouble(f"no connection: {_reason(error)}") from error
+        self._connection = connection
+
+    def _post(self, what: str, body: bytes) -> Dict[str, Any]:
+        fresh = self._connection is None or self._connection.sock is None
+        try:
+            return self._post_once(what, body)
+        except Trouble as trouble:
+            if fresh or not isinstance(trouble.__cause__, (ConnectionError, http.client.BadStatusLine)):
+                raise
+        # A connection that was kept open may have been closed by the other side meanwhile; that says nothing about
+        # the collector, and sending an event twice changes nothing.
+        return self._post_once(what, body)
+
+    def _post_once(self, what: str, body: bytes) -> Dict[str, Any]:
+        self._connect()
+        connection = self._connection
+        if connection is None:
+            raise Trouble("no connection")
+        try:
+            connection.request("POST", self._path + what, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read(_MAX_ANSWER_BYTES + 1)
+            status = response.status
+            if len(text) > _MAX_ANSWER_BYTES or response.getheader("Connection", "").lower() == "close":
+                self.close()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Trouble(f"no answer: {_reason(error)}") from error
+        except BaseException:
+            self.close()
+            raise
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError):
+            answer = None
+        if status == 200:
+            if not isinstance(answer, dict):
+                self.close()
+                raise Trouble("an answer that is no JSON object; is this the collector?")
+            return answer
+        sentence = answer.get("error") if isinstance(answer, dict) else None
+        sentence = sentence if isinstance(sentence, str) else f"{response.reason or 'no reason given'}"
+        if 400 <= status < 500 and status not in _RETRIED:
+            raise Refused(status, sentence)
+        raise Trouble(f"{sentence} ({status})")
+
+
+class Pending(Protocol):
+    """What the sender needs of an event: its number and its JSON."""
+
+    @property
+    def seq(self) -> int:
+        """Its number."""
+
+    @property
+    def body(self) -> bytes:
+        """Its JSON."""
+
+
+class Sender:
+    """The thread that delivers events in order and at least once, until `finish`ed or out of time."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        peek: Callable[[], Sequence[Pending]],
+        acknowledge: Callable[[List[int]], None],
+        set_aside: Callable[[List[int]], None],
+        on_command: Callable[[str], None],
+        backoff_first_s: float = _BACKOFF_FIRST_S,
+        linger_s: float = _LINGER_S,
+    ) -> None:
+        self._channel = channel
+        self._peek = peek
+        self._acknowledge = acknowledge
+        self._set_aside = set_aside
+        self._on_command = on_command
+        self._backoff_first_s = backoff_first_s
+        self._linger_s = linger_s
+        self._wake = threading.Event()
+        self._finishing = False
+        self._cancelled = False
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self.receipt = False
+        self.trouble: Optional[str] = None
+        self.refusal: Optional[str] = None
+
+    def start(self) -> None:
+        """Begins to deliver."""
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Says that the final is appended: deliver what is left at once, then end."""
+        self._finishing = True
+        self._wake.set()
+
+    def cancel(self) -> None:
+        """Gives up: ends before the next attempt."""
+        self._cancelled = True
+        self._wake.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for the thread's end; False when it is still trying after `timeout_s`."""
+        self._thread.join(max(0.0, timeout_s))
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        failures = 0
+        try:
+            while not self._cancelled:
+                finishing = self._finishing  # read before the peek: what was appended before it is then in the peek
+                batch = self._peek()
+                if not batch:
+                    if finishing:
+                        return
+                    self._pause(self._linger_s)
+                    continue
+                try:
+                    self._deliver(batch)
+                    failures = 0
+                except Trouble as trouble:
+                    self.trouble = str(trouble)
+                    ceiling = min(_BACKOFF_LAST_S, self._backoff_first_s * 2**failures)
+                    failures = min(failures + 1, 16)
+                    self._pause(random.uniform(0, ceiling))
+                else:
+                    if not self._finishing:
+                        self._pause(self._linger_s)
+        except Exception as error:  # noqa: BLE001 - a thread's loop: what is pending then is missed at the end
+            self.trouble = f"the sender failed: {type(error).__name__}: {error}"
+        finally:
+            self._channel.close()
+
+    def _deliver(self, batch: Sequence[Pending]) -> None:
+        seqs = [event.seq for event in batch]
+        try:
+            receipt = self._channel.send([event.body for event in batch])
+        except Refused as refused:
+            self.refusal = str(refused)
+            self._set_aside(seqs)
+            return
+        self._acknowledge(seqs)
+        self.receipt = self.receipt or receipt.complete
+        if receipt.command:
+            self._on_command(receipt.command)
+
+    def _pause(self, seconds: float) -> None:
+        woken = self._wake.wait(seconds)
+        if woken and not self._cancelled:
+            self._wake.clear()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text)

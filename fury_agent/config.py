@@ -1,0 +1,451 @@
+"""What an agent may be told: one table of fields behind the JSON file, the command line, the checks and their sentences.
+
+The controller imports this module too, so that it judges an input exactly as the agent would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import ipaddress
+import json
+import os
+import re
+import time
+import urllib.parse
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
+
+from fury_agent.verdict import FuryError, Verdict
+
+BLOCK_UNIT = 4096
+"""Chunks and blocks are whole multiples of this many bytes."""
+
+_MAX_FILE_BYTES = 1_000_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})", re.ASCII)
+_TRUE = ("true", "yes", "on")
+_FALSE = ("false", "no", "off")
+_SYSTEM_DIRECTORIES = (
+    "/proc /sys /dev /run /boot /etc /usr /bin /sbin /lib /lib32 /lib64 /libx32".split()  # what a machine cannot lose
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One setting: `allowed` completes the sentence "… is", `example` is a value a person may copy."""
+
+    name: str
+    kind: str
+    help: str
+    allowed: str
+    example: str
+    default: Any = None
+    required: bool = False
+    minimum: int = 0
+    maximum: int = 0
+    multiple: int = 1
+
+
+def _whole(
+    name: str, noun: str, bounds: Tuple[int, int], example: int, help: str, **more: Any
+) -> Field:  # keeps the table below readable
+    low, high = bounds
+    allowed = f"a whole number{noun} from {low} to {high}"
+    if more.get("multiple", 1) > 1:
+        allowed += f" that is a multiple of {more['multiple']}"
+    return Field(name, "whole", help, allowed, str(example), minimum=low, maximum=high, **more)
+
+
+_NAME_ALLOWED = "1 to 64 of the characters A-Z a-z 0-9 . _ - starting with a letter or a digit"
+
+FIELDS: Tuple[Field, ...] = (
+    Field("name", "name", "what this agent is called", _NAME_ALLOWED, "alecto", required=True),
+    Field("run_id", "name", "the run it belongs to (default: manual-<UTC time>)", _NAME_ALLOWED, "burn-in-7"),
+    _whole("chunk_mb", " of megabytes", (1, 1_000_000), 20, "size of a chunk in megabytes (10^6 bytes)", required=True),
+    _whole("minutes", " of minutes", (1, 10_080), 1, "how long to write"),
+    _whole("seconds", " of seconds", (1, 604_800), 60, "how long to write, instead of --minutes"),
+    Field(
+        "directory",
+        "directory",
+        "existing directory in which the agent makes fury-<name>; it writes nowhere else",
+        "an absolute path of an existing directory outside the system's own",
+        "/var/tmp",
+        required=True,
+    ),
+    _whole("block_kb", " of KiB", (4, 65_536), 1024, "bytes of one write call, in KiB", default=1024, multiple=4),
+    _whole("keep", " of chunks", (1, 1000), 2, "chunks in the ring: this many lie on the disk at once", default=2),
+    _whole(
+        "free_floor_mb",
+        " of megabytes",
+        (0, 1_000_000_000),
+        500,
+        "megabytes that stay free on the file system",
+        default=500,
+    ),
+    Field(
+        "allow_few_rollovers",
+        "boolean",
+        "write even where the time cannot hold two rollovers",
+        "true or false",
+        "true",
+        default=False,
+    ),
+    Field("collector_url", "url", "where events go; without it nothing is sent", "http://HOST:PORT", "http://10.0.0.1:9475"),
+    Field(
+        "metrics_address",
+        "address",
+        "where /metrics listens",
+        "an IP address of this host",
+        "127.0.0.1",
+        default="127.0.0.1",
+    ),
+    _whole("metrics_port", "", (0, 65_535), 0, "port of /metrics; 0 takes any free one", default=0),
+    _whole("heartbeat_seconds", " of seconds", (1, 3600), 5, "seconds between two heartbeats", default=5),
+    _whole("sample_seconds", " of seconds", (1, 3600), 10, "seconds between two samples of CPU and memory", default=10),
+    _whole("barrier_seconds", " of seconds", (1, 86_400), 300, "how long to wait for the common start", default=300),
+    _whole("drain_seconds", " of seconds", (1, 86_400), 60, "how long to deliver after the last write", default=60),
+    _whole(
+        "lease_seconds",
+        " of seconds",
+        (0, 700_000),
+        0,
+        "how long the agent may live; 0 is barrier + runtime + drain + 60",
+        default=0,
+    ),
+    Field(
+        "state_directory",
+        "path",
+        "the agent's home, where it leaves result.json",
+        "an absolute path of an existing directory",
+        "/var/lib/fury/alecto",
+    ),
+)
+
+_BY_NAME = {field.name: field for field in FIELDS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A checked configuration. Megabytes are 10^6 bytes."""
+
+    name: str
+    run_id: str
+    chunk_mb: int
+    seconds: int
+    directory: str
+    block_kb: int = 1024
+    keep: int = 2
+    free_floor_mb: int = 500
+    allow_few_rollovers: bool = False
+    collector_url: Optional[str] = None
+    metrics_address: str = "127.0.0.1"
+    metrics_port: int = 0
+    heartbeat_seconds: int = 5
+    sample_seconds: int = 10
+    barrier_seconds: int = 300
+    drain_seconds: int = 60
+    lease_seconds: int = 0
+    state_directory: Optional[str] = None
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk: `chunk_mb` rounded up to whole 4 KiB blocks."""
+        return -(-self.chunk_mb * 1_000_000 // BLOCK_UNIT) * BLOCK_UNIT
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one write call."""
+        return self.block_kb * 1024
+
+    @property
+    def free_floor_bytes(self) -> int:
+        """Bytes that have to stay free on the file system."""
+        return self.free_floor_mb * 1_000_000
+
+    @property
+    def lease_s(self) -> int:
+        """Seconds this agent may live, counted from its start."""
+        return self.lease_seconds or self.barrier_seconds + self.seconds + self.drain_seconds + 60
+
+
+def hint_option(field: Field) -> str:
+    """How to say a field on the agent's command line: `--chunk-mb 20`."""
+    option = "--" + field.name.replace("_", "-")
+    if field.name == "name":
+        return f"python -m fury_agent {field.example}"
+    return option if field.kind == "boolean" else f"{option} {field.example}"
+
+
+def hint_extra_var(field: Field) -> str:
+    """How to say a field to ansible-playbook: `-e chunk_mb=20`."""
+    return f"-e {field.name}={field.example}"
+
+
+def hint_key(field: Field) -> str:
+    """How to say a field in the configuration file: `"chunk_mb": 20`."""
+    value = field.example if field.kind in ("whole", "boolean") else f'"{field.example}"'
+    return f'"{field.name}": {value}'
+
+
+Hint = Callable[[Field], str]
+
+
+def check_field(name: str, value: Any, *, hint: Hint = hint_option) -> Any:
+    """The value of the field `name` in its own type; text of digits counts as a number.
+
+    Raises FuryError (BAD_INPUT) in a sentence with the field, the value, what is allowed and an example.
+    Touches no file: `check_directory` judges a directory on the host it is on.
+    """
+    field = _BY_NAME.get(name)
+    if field is None:
+        raise bad_input(f"{name} is not a setting of the agent{_did_you_mean(name, list(_BY_NAME))}")
+    checked = _CHECKS[field.kind](field, value)
+    if checked is None:
+        raise bad_input(f"{name}: {_shown(value)} is not allowed; {field.allowed} is (for example {hint(field)})")
+    return checked
+
+
+def make_config(values: Mapping[str, Any], *, hint: Hint = hint_option) -> Config:
+    """A configuration of `values`, defaults filled in. Raises FuryError (BAD_INPUT) for the first thing wrong."""
+    checked: Dict[str, Any] = {}
+    for name, value in values.items():
+        nullable = name in _BY_NAME and not _BY_NAME[name].required and _BY_NAME[name].default is None
+        checked[name] = None if value is None and nullable else check_field(name, value, hint=hint)
+    given = {name for name, value in checked.items() if value is not None}
+    for field in FIELDS:
+        if field.required and field.name not in given:
+            raise bad_input(f"{field.name} is missing; give {field.allowed} (for example {hint(field)})")
+    minutes, seconds = _BY_NAME["minutes"], _BY_NAME["seconds"]
+    if {"minutes", "seconds"} <= given:
+        raise bad_input(
+            f"minutes and seconds are both given; give one of them ({hint(minutes)} or {hint(seconds)}, for example)"
+        )
+    if not {"minutes", "seconds"} & given:
+        raise bad_input(
+            f"minutes is missing; give {minutes.allowed} (for example {hint(minutes)}), or seconds instead of it"
+        )
+    checked.setdefault("seconds", None)
+    minutes_given = checked.pop("minutes", None)
+    checked["seconds"] = checked["seconds"] or minutes_given * 60
+    if checked.get("run_id") is None:
+        checked["run_id"] = time.strftime("manual-%Y%m%dT%H%M%SZ", time.gmtime())
+    return Config(**checked)
+
+
+def read_file(path: str) -> Dict[str, Any]:
+    """The settings in a JSON file, unchecked but known by name. Raises FuryError (BAD_INPUT)."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise bad_input(f"config: {_shown(path)} cannot be read ({reason}); give a JSON file") from None
+    if len(text) > _MAX_FILE_BYTES:
+        raise bad_input(f"config: {path} is larger than a megabyte; give a JSON file of the agent's settings")
+    try:
+        values = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise bad_input(f"config: {path} is not valid JSON ({error}); give one JSON object of settings") from None
+    if not isinstance(values, dict):
+        raise bad_input(f"config: {path} holds no JSON object; give one, as in {{{hint_key(_BY_NAME['chunk_mb'])}}}")
+    for name in values:
+        if name not in _BY_NAME:
+            raise bad_input(f"{name} in {path} is not a setting{_did_you_mean(name, list(_BY_NAME))}")
+    return values
+
+
+def check_directory(path: str, name: str = "directory", *, system_allowed: bool = False, hint: Hint = hint_option) -> str:
+    """The real path of an existing, writable directory of this host that Fury may use.
+
+    Symbolic links are resolved first and the real path is judged. Raises FuryError: BAD_INPUT for a path that is
+    missing, no directory or the system's own; PRECONDITION for one this user cannot write to.
+    """
+    field = _BY_NAME[name]
+    example = hint(field)
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        raise bad_input(f"{name}: {_shown(path)} is not allowed; {field.allowed} is (for example {example})")
+    real = os.path.realpath(path)
+    shown = path if real == os.path.normpath(path) else f"{path} (really {real})"
+    if not system_allowed and is_system_directory(real):
+        raise bad_input(
+            f"{name}: {shown} is the system's own and Fury does not write there; "
+            f"give a directory on the storage to be tested (for example {example})"
+        )
+    if not os.path.exists(real):
+        raise bad_input(f"{name}: {shown} does not exist; make it or give another one (for example {example})")
+    if not os.path.isdir(real):
+        raise bad_input(f"{name}: {shown} is not a directory; give one (for example {example})")
+    if not os.access(real, os.W_OK | os.X_OK):
+        raise FuryError(
+            Verdict.PRECONDITION,
+            f"{name}: {shown} cannot be written to by user {os.geteuid()}; make it writable or give another one",
+        )
+    return real
+
+
+def is_system_directory(path: str) -> bool:
+    """Whether a normalised absolute path is `/` or lies in a directory that no stress test may write to."""
+    path = "/" + os.path.normpath(path).lstrip("/")
+    return path == "/" or any(path == top or path.startswith(top + "/") for top in _SYSTEM_DIRECTORIES)
+
+
+def bad_input(message: str) -> FuryError:
+    """The error of an input that is not allowed."""
+    return FuryError(Verdict.BAD_INPUT, message)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise bad_input(f"{message} (--help lists all options)")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The agent's command line; every setting of a configuration file is a long option. Its errors are FuryErrors."""
+    parser = _Parser(
+        prog="python -m fury_agent",
+        usage="python -m fury_agent NAME --chunk-mb MB --minutes N --directory DIR [options]\n"
+        "       python -m fury_agent --config FILE [options]",
+        description="Write chunks to one directory for a given time, measure it, and leave nothing behind.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", nargs="?", default=argparse.SUPPRESS, metavar="NAME", help=_BY_NAME["name"].help)
+    for field in FIELDS:
+        if field.name == "name":
+            continue
+        option = "--" + field.name.replace("_", "-")
+        if field.kind == "boolean":
+            parser.add_argument(
+                option, dest=field.name, action="store_true", default=argparse.SUPPRESS, help=field.help
+            )
+        else:
+            default = "" if field.default is None else f" (default: {field.default})"
+            metavar = {"whole": "N", "directory": "DIR", "path": "DIR", "url": "URL", "address": "IP"}.get(
+                field.kind, "NAME"
+            )
+            parser.add_argument(
+                option, dest=field.name, default=argparse.SUPPRESS, metavar=metavar, help=field.help + default
+            )
+    parser.add_argument("--config", metavar="FILE", help="read settings from a JSON file; options win over it")
+    parser.add_argument("--check", action="store_true", help="check the settings and the directory, then stop")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON in the last line")
+    parser.add_argument("--debug", action="store_true", help="show where an unexpected error came from")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str]) -> Tuple[argparse.Namespace, Dict[str, Any]]:
+    """The switches (config, check, json, debug, version) and the settings given as options. Raises FuryError."""
+    parser = argument_parser()
+    known, unknown = parser.parse_known_args(list(arguments))
+    options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    for word in unknown:
+        if word.startswith("-"):
+            option = word.split("=", 1)[0]
+            raise bad_input(f"{option} is not an option{_did_you_mean(option, options)} (--help lists all options)")
+        raise bad_input(f"{_shown(word)} is one argument too many; the agent's name is the only one without an option")
+    values = {name: value for name, value in vars(known).items() if name in _BY_NAME}
+    return known, values
+
+
+def merge(file_values: Mapping[str, Any], option_values: Mapping[str, Any]) -> Dict[str, Any]:
+    """Settings of a file overridden by options; a duration given as an option replaces the file's in either unit."""
+    values = dict(file_values)
+    if "minutes" in option_values or "seconds" in option_values:
+        values.pop("minutes", None)
+        values.pop("seconds", None)
+    values.update(option_values)
+    return values
+
+
+def _check_whole(field: Field, value: Any) -> Optional[int]:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return None
+    if isinstance(value, str):
+        if not _WHOLE.fullmatch(value):
+            return None
+        value = int(value)
+    if not field.minimum <= value <= field.maximum or value % field.multiple:
+        return None
+    return int(value)
+
+
+def _check_boolean(field: Field, value: Any) -> Optional[bool]:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _TRUE + _FALSE:
+        return value.lower() in _TRUE
+    return None
+
+
+def _check_name(field: Field, value: Any) -> Optional[str]:
+    return str(value) if isinstance(value, str) and _NAME.fullmatch(value) else None
+
+
+def _check_path(field: Field, value: Any) -> Optional[str]:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        return None
+    return str(value)
+
+
+def _check_chunk_path(field: Field, value: Any) -> Optional[str]:
+    path = _check_path(field, value)
+    return None if path is None or is_system_directory(path) else path
+
+
+def _check_address(field: Field, value: Any) -> Optional[str]:
+    if not isinstance(value, str):
+        return None
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        return None
+
+
+def _check_url(field: Field, value: Any) -> Optional[str]:
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
+        return None
+    try:
+        parts = urllib.parse.urlsplit(value)
+        port = parts.port
+    except ValueError:
+        return None
+    plain = not (parts.username or parts.password or parts.query or parts.fragment) and parts.path in ("", "/")
+    if parts.scheme != "http" or not parts.hostname or not plain or port == 0:
+        return None
+    return value.rstrip("/")
+
+
+_CHECKS: Dict[str, Callable[[Field, Any], Any]] = {
+    "whole": _check_whole,
+    "boolean": _check_boolean,
+    "name": _check_name,
+    "path": _check_path,
+    "directory": _check_chunk_path,
+    "url": _check_url,
+    "address": _check_address,
+}
+
+
+def _without_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    values: Dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name} is given twice")
+        values[name] = value
+    return values
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else "; " + "known are " + ", ".join(names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[\w./:+-]{1,60}", value):
+        return str(value)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,166 @@
+"""The HTTP face of the collector, as docs/protocol.md has it: checks what comes in, answers in JSON, holds no SQL."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from typing import Any, Optional, TypeVar
+
+from flask import Blueprint, Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+from fury_collector import wire
+from fury_collector.db import Database
+from fury_collector.errors import BadInput, CollectorError, Conflict, NotJson, Unavailable, Unknown
+from fury_collector.metrics import Metrics
+from fury_collector.run import Run
+
+T = TypeVar("T")
+
+
+class Wait:
+    """Waits for a future; the server's own kind lets others be served meanwhile."""
+
+    def __call__(self, future: Future[T]) -> T:
+        return future.result()
+
+
+def register(app: Flask, *, run: Run, run_ref: int, database: Database, metrics: Metrics, wait: Wait) -> None:
+    """Put the protocol's routes and JSON errors on the application."""
+    api = Blueprint("api", __name__)
+    # The newest write of the run's own records: an answer that says "start" waits until that is on disk.
+    pending: list[Future[None]] = []
+
+    def flush() -> None:
+        records = run.take_outbox()
+        if records:
+            pending[:] = [database.record(run_ref, records)]
+
+    def settle() -> None:
+        flush()
+        if pending:
+            wait(pending[0])
+
+    def known(run_id: str) -> None:
+        if run_id != run.run_id:
+            raise Unknown(f"this collector serves run {run.run_id} and no other")
+
+    @api.post("/api/v1/runs/<run_id>/agents/<name>/ready")
+    def ready(run_id: str, name: str) -> Response:
+        known(run_id)
+        run.agent_id(name)
+        answer = run.ready(name, wire.ready(_body()))
+        settle()
+        if "start_in_s" in answer:  # the commit took its time: the answer is to be right when it leaves
+            now = run.now()
+            answer["start_in_s"] -= now - answer["collector_mono_s"]
+            answer["collector_mono_s"] = now
+        return _json(answer)
+
+    @api.post("/api/v1/runs/<run_id>/agents/<name>/events")
+    def events(run_id: str, name: str) -> Response:
+        began = time.perf_counter()
+        try:
+            known(run_id)
+            agent_id = run.agent_id(name)
+            batch = wire.batch(_body())
+            run.heard(name)
+            result = wait(database.store(agent_id, batch))
+        except (BadInput, Conflict, Unknown, NotJson, RequestEntityTooLarge) as error:
+            metrics.refused.inc()
+            if isinstance(error, Conflict):
+                run.conflict(name, error)
+                flush()
+            raise
+        command = run.stored(name, batch.epoch, result)
+        flush()
+        metrics.pushes.inc()
+        metrics.stored.inc(len(result.fresh))
+        metrics.duplicates.inc(result.duplicates)
+        metrics.duration.observe(time.perf_counter() - began)
+        return _json(
+            {
+                "stored": len(result.fresh),
+                "duplicates": result.duplicates,
+                "receipt": result.receipt,
+                "command": command,
+            }
+        )
+
+    @api.get("/api/v1/runs/<run_id>")
+    def state(run_id: str) -> Response:
+        known(run_id)
+        return _json(run.snapshot())
+
+    @api.post("/api/v1/runs/<run_id>/stop")
+    def stop(run_id: str) -> Response:
+        known(run_id)
+        run.stop(wire.reason(_body()))
+        settle()
+        return _json({"state": run.state})
+
+    @api.post("/api/v1/runs/<run_id>/close")
+    def close(run_id: str) -> Response:
+        known(run_id)
+        run.close()
+        return _json({"state": run.state})
+
+    @api.get("/api/v1/targets")
+    def targets() -> Response:
+        return _json(run.targets())
+
+    @api.get("/metrics")
+    def scrape() -> Response:
+        return Response(metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @api.get("/healthz")
+    def healthz() -> Response:
+        return _json({"status": "ok"})
+
+    @api.get("/")
+    def root() -> Response:
+        return _json({"run_id": run.run_id, "state": run.state, "run": f"/api/v1/runs/{run.run_id}"})
+
+    app.register_blueprint(api)
+    _register_errors(app)
+
+
+def _register_errors(app: Flask) -> None:
+    @app.errorhandler(CollectorError)
+    def refused(error: CollectorError) -> Response:
+        response = _error(error.status, error.message, error.field)
+        if isinstance(error, Unavailable):
+            response.headers["Retry-After"] = "1"
+        return response
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        if isinstance(error, RequestEntityTooLarge):
+            return _error(status, f"the body is larger than {wire.MAX_BODY_BYTES} bytes: send fewer events at once")
+        if isinstance(error, MethodNotAllowed):
+            response = _error(status, f"{request.method} is not for this path: use {', '.join(error.valid_methods or ())}")
+            response.headers["Allow"] = ", ".join(error.valid_methods or ())
+            return response
+        if status == 404:
+            return _error(status, "there is nothing at this path: docs/protocol.md lists those that exist")
+        if status == 500:
+            app.logger.error("%s %s failed", request.method, request.path, exc_info=error.__cause__ or error)
+            return _error(status, "the collector failed to answer this: its log says why")
+        return _error(status, error.description or error.name)
+
+
+def _body() -> Any:
+    if request.mimetype != "application/json":
+        raise NotJson(f"the content type must be application/json, not {wire.shown(request.mimetype)}")
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise NotJson("the body must not be encoded: send plain JSON without Content-Encoding")
+    return wire.loads(request.get_data(cache=False))
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(wire.dumps(value), status=status, content_type="application/json")
+
+
+def _error(status: int, sentence: str, field: Optional[str] = None) -> Response:
+    return _json({"error": sentence, "field": field}, status)

@@ -1,0 +1,68 @@
+"""Latency histograms as they travel (docs/protocol.md): merged by adding, read as percentiles, never averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import log
+from typing import Any, Optional
+
+PERCENTILES = (("p50", 0.50), ("p95", 0.95), ("p99", 0.99), ("p999", 0.999))
+
+
+@dataclass
+class Histogram:
+    """Counts per logarithmic bucket (DDSketch's mapping), seconds; `gamma` is None as long as nothing was added."""
+
+    gamma: Optional[float] = None
+    zero: int = 0
+    count: int = 0
+    total: float = 0.0
+    low: Optional[float] = None
+    high: Optional[float] = None
+    buckets: dict[int, int] = field(default_factory=dict)
+
+    def add(self, wire: dict[str, Any]) -> None:
+        """Add a histogram in its JSON form; one of another gamma is re-bucketed by its buckets' values."""
+        if not wire["count"]:
+            return
+        gamma: float = wire["gamma"]
+        self.gamma = self.gamma or gamma
+        self.zero += wire["zero"]
+        self.count += wire["count"]
+        self.total += wire["sum"]
+        low, high = wire["min"], wire["max"]
+        self.low = low if self.low is None else min(self.low, low)
+        self.high = high if self.high is None else max(self.high, high)
+        for index, number in wire["buckets"].items():
+            place = int(index)
+            if gamma != self.gamma:
+                place = round(place * log(gamma) / log(self.gamma))
+            self.buckets[place] = self.buckets.get(place, 0) + number
+
+    def quantile(self, ratio: float) -> Optional[float]:
+        """The value (seconds) that `ratio` of all counts do not exceed, within the histogram's relative error; None if empty."""
+        if not self.count or self.gamma is None or self.low is None or self.high is None:
+            return None
+        wanted = ratio * (self.count - 1)
+        seen = self.zero
+        if seen > wanted:
+            return max(0.0, self.low)
+        for index in sorted(self.buckets):
+            seen += self.buckets[index]
+            if seen > wanted:
+                value = 2 * self.gamma**index / (self.gamma + 1)
+                return min(max(value, self.low), self.high)
+        return self.high
+
+    def latency(self) -> dict[str, Optional[float]]:
+        """The latency object of summary.json: p50, p95, p99, p999 and max in seconds, None where nothing was measured."""
+        return {**{name: self.quantile(ratio) for name, ratio in PERCENTILES}, "max": self.high}
+
+
+def merged(wires: Iterable[dict[str, Any]]) -> Histogram:
+    """One histogram of all the given ones."""
+    result = Histogram()
+    for wire in wires:
+        result.add(wire)
+    return result

@@ -1,0 +1,65 @@
+"""The collector's own metrics; names and labels are in docs/protocol.md, the run id only on the info series."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fury_collector.run import Run
+
+
+class Metrics:
+    """Counters of one application in a registry of its own."""
+
+    def __init__(self, run: Run) -> None:
+        prometheus_client.disable_created_metrics()
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(_OfRun(run))
+        self.pushes = Counter("fury_collector_pushes", "Pushes of events that were answered.", registry=self.registry)
+        self.stored = Counter("fury_collector_events_stored", "Events stored, each once.", registry=self.registry)
+        self.duplicates = Counter(
+            "fury_collector_events_duplicate", "Events that were stored already.", registry=self.registry
+        )
+        self.refused = Counter(
+            "fury_collector_batches_refused", "Pushes that were refused whole.", registry=self.registry
+        )
+        self.duration = Histogram(
+            "fury_collector_push_duration_seconds",
+            "From a push's body to its answer, the commit included.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=self.registry,
+        )
+
+    def text(self) -> bytes:
+        """The exposition of GET /metrics."""
+        return prometheus_client.generate_latest(self.registry)
+
+
+class _OfRun(Collector):
+    """What is read off the run at the moment of the scrape."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        agents = GaugeMetricFamily("fury_collector_agents", "Agents by health.", labels=["health"])
+        for health, number in self._run.health().items():
+            agents.add_metric([health], number)
+        yield agents
+        info = GaugeMetricFamily("fury_collector_run_info", "The run and its state.", labels=["run_id", "state"])
+        info.add_metric([self._run.run_id, self._run.state], 1)
+        yield info
+        skew = GaugeMetricFamily(
+            "fury_collector_start_skew_seconds", "Latest minus earliest first write over the fleet."
+        )
+        if self._run.start_skew_s is not None:
+            skew.add_metric([], self._run.start_skew_s)
+        yield skew

@@ -1,0 +1,130 @@
+"""What passes between the run, the database and the report: plain rows, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+from fury_collector.wire import Event, Ready
+
+
+@dataclass(frozen=True)
+class Message:
+    """One sentence of a run for people; `n` counts from 0 within the run, `level` is info, warning or error."""
+
+    n: int
+    t_wall: float
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Transition:
+    """An agent's health changed: waiting, green, late, suspect, lost, finished; `silent_s` since it was last heard."""
+
+    agent_id: int
+    t_wall: float
+    health: str
+    silent_s: float
+
+
+@dataclass(frozen=True)
+class Armed:
+    """An agent said that it is ready."""
+
+    agent_id: int
+    ready: Ready
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run as it is to be taken up again after a restart; instants on the monotonic clock of the boot `boot_id`."""
+
+    state: str
+    reason: Optional[str] = None
+    boot_id: Optional[str] = None
+    start_mono_s: Optional[float] = None
+    start_wall: Optional[float] = None
+    stop_reason: Optional[str] = None
+    end_wall: Optional[float] = None
+
+
+Record = Union[Message, Transition, Armed, RunState]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of one batch: `fresh` are the events that were not stored before."""
+
+    fresh: tuple[Event, ...]
+    duplicates: int
+    receipt: bool
+
+
+@dataclass(frozen=True)
+class EpochRows:
+    """One process of an agent: how much of it is stored, its first, last and newest words, its rollovers summed up."""
+
+    epoch: str
+    stored: int
+    top_seq: int
+    final_seq: Optional[int]
+    last_t_mono_ns: int
+    start: Optional[Event]
+    heartbeat: Optional[Event]
+    final: Optional[Event]
+    rollovers: int
+    rollover_bytes: int
+
+    @property
+    def issued(self) -> int:
+        """How many events this process issued, as far as is known."""
+        return (self.top_seq if self.final_seq is None else self.final_seq) + 1
+
+    @property
+    def receipt(self) -> bool:
+        """Whether every event up to the final one is stored."""
+        return self.final_seq is not None and self.stored == self.final_seq + 1
+
+
+@dataclass(frozen=True)
+class AgentRows:
+    """One expected agent with everything that is stored of it; `epochs` in the order they were first heard."""
+
+    id: int
+    name: str
+    host: str
+    chunk_mb: int
+    seconds: float
+    directory: str
+    ready: Optional[Ready]
+    health: Optional[str]
+    reachable: Optional[bool]
+    cleanup: Optional[str]
+    cleanup_detail: Optional[str]
+    epochs: tuple[EpochRows, ...]
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """A whole run but for its rollovers and samples one by one."""
+
+    id: int
+    run_id: str
+    created_at: str
+    parameters: dict[str, Any]
+    state: RunState
+    agents: tuple[AgentRows, ...]
+    messages: tuple[Message, ...]
+    next_message: int
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One run of `fury_collector runs`."""
+
+    run_id: str
+    created_at: str
+    state: str
+    agents: int
+    rollovers: int

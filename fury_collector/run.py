@@ -1,0 +1,656 @@
+"""One run as it lives: who is ready, when all start, who is still heard, when it is over, and what people are told.
+
+No clock, no thread, no database and no HTTP of its own: it is given a clock and what arrives, and leaves what is to be
+recorded in an outbox. All of it belongs to one thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fury_collector.errors import Conflict, Unknown
+from fury_collector.rows import AgentRows, Armed, EpochRows, Message, Record, RunRows, RunState, Stored, Transition
+from fury_collector.wire import Event, Ready
+
+LATE_S, SUSPECT_S, LOST_S = 10.0, 20.0, 40.0
+START_AHEAD_S = 1.5
+LINGER_S = 3.0
+ABORT_LINGER_S = 15.0
+STANDSTILL_S = 5.0
+SHOWN_MESSAGES = 200
+SHOWN_ERRORS = 20
+HEALTHS = ("waiting", "green", "late", "suspect", "lost", "finished")
+
+Clock = Callable[[], float]
+
+
+@dataclass
+class _Epoch:
+    """One process of an agent, as far as the state of the run needs it; bytes and counts cumulative."""
+
+    started: bool = False
+    final: Optional[dict[str, Any]] = None
+    receipt: bool = False
+    heartbeat_bytes: int = 0
+    durable_bytes: int = 0
+    rollovers: int = 0
+
+    @property
+    def written(self) -> int:
+        if self.final is not None:
+            return int(self.final["written_bytes"])
+        return max(self.heartbeat_bytes, self.durable_bytes)
+
+
+@dataclass
+class _Agent:
+    """One expected agent; `heard` is the monotonic instant of its last word, None before the first one."""
+
+    id: int
+    name: str
+    host: str
+    chunk_mb: int
+    seconds: float
+    health: str = "waiting"
+    phase: Optional[str] = None
+    heard: Optional[float] = None
+    polled: bool = False  # asked at the barrier since this collector started
+    ready: Optional[Ready] = None
+    epoch: Optional[str] = None
+    epochs: dict[str, _Epoch] = field(default_factory=dict)
+    start_mono_s: Optional[float] = None
+    points: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=4))
+    errors_shown: int = 0
+    alarmed: float = float("-inf")
+
+    @property
+    def current(self) -> _Epoch:
+        return self.epochs.setdefault(self.epoch, _Epoch()) if self.epoch is not None else _Epoch()
+
+    @property
+    def started(self) -> bool:
+        return any(epoch.started for epoch in self.epochs.values())
+
+    @property
+    def final(self) -> Optional[dict[str, Any]]:
+        return self.current.final
+
+    @property
+    def receipt(self) -> bool:
+        return self.current.receipt
+
+    @property
+    def rollovers(self) -> int:
+        return sum(epoch.rollovers for epoch in self.epochs.values())
+
+    @property
+    def written(self) -> int:
+        return sum(epoch.written for epoch in self.epochs.values())
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second over the last heartbeats; 0 as soon as it does not write or is not heard."""
+        if self.phase != "writing" or self.health not in ("green", "late") or len(self.points) < 2:
+            return 0.0
+        (t_first, first), (t_last, last) = self.points[0], self.points[-1]
+        return max(0.0, (last - first) / ((t_last - t_first) / 1e9)) if t_last > t_first else 0.0
+
+
+class Run:
+    """The state machine of one run; see docs/protocol.md for the words it answers with."""
+
+    def __init__(
+        self,
+        rows: RunRows,
+        *,
+        clock: Clock,
+        wall: Clock,
+        boot_id: str,
+        barrier_seconds: float = 300.0,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Take up the run where the database has it: a fresh one is armed, everybody gets a full window of silence."""
+        now = clock()
+        self.run_id = rows.run_id
+        self.state = rows.state.state
+        self.reason = rows.state.reason
+        self.stop_reason = rows.state.stop_reason
+        self.start_mono_s = rows.state.start_mono_s
+        self.outbox: list[Record] = []
+        self._clock, self._wall, self._tell = clock, wall, tell
+        self._boot_id = boot_id
+        self._barrier_seconds = barrier_seconds
+        self._opened = now
+        self._ticked = now
+        self._start_wall = rows.state.start_wall
+        self._end_wall = rows.state.end_wall
+        if self._start_wall is not None and rows.state.boot_id != boot_id:
+            # Another boot has another monotonic clock: the wall clock is all that connects them.
+            self.start_mono_s = now - (wall() - self._start_wall)
+        self._ended: Optional[float] = now if self.state in ("finished", "aborted") else None
+        self._closed = False
+        self._all_silent = False
+        self._skew_told = False
+        self._messages: deque[Message] = deque(rows.messages, maxlen=SHOWN_MESSAGES)
+        self._next_message = rows.next_message
+        self._rolled: dict[str, int] = {}
+        self._roll_sample = ""
+        self._roll_told = now
+        self._agents = {agent.name: _restored(agent, now) for agent in rows.agents}
+        self._skew_told = self.start_skew_s is not None
+        if rows.next_message == 0:
+            self._say(f"run {self.run_id} expects {_agents(len(self._agents))}: {_names(self._agents)}")
+        else:
+            self._say(
+                f"the collector took up run {self.run_id} again ({self.state}): every agent gets a full window to be heard"
+            )
+
+    # What arrives
+
+    def agent_id(self, name: str) -> int:
+        """The agent's number in the database; Unknown if it is not one of this run."""
+        return self._agent(name).id
+
+    def ready(self, name: str, ready: Ready) -> dict[str, Any]:
+        """The answer to an armed agent that asks for the start: waiting, start or abort."""
+        agent = self._agent(name)
+        if agent.epoch != ready.epoch:
+            self._admit(agent, ready.epoch)
+        if agent.ready != ready:
+            if agent.ready is None or agent.ready.epoch != ready.epoch:
+                rate = ready.calibrated_bytes_per_second
+                speed = f" (its disk writes about {rate / 1e6:.0f} MB/s)" if rate else ""
+                self._say(f"{name} is ready on {ready.host}{speed}")
+            agent.ready = ready
+            self.outbox.append(Armed(agent.id, ready))
+        agent.polled = True
+        agent.phase = agent.phase or "armed"
+        self._heard(agent)
+        self._open_barrier()
+        now = self._clock()
+        answer: dict[str, Any] = {"collector_mono_s": now}
+        if self.state == "aborted":
+            return {"state": "abort", "reason": self.reason, **answer}
+        if self.stop_reason is not None:
+            return {"state": "abort", "reason": f"the run was stopped: {self.stop_reason}", **answer}
+        if self.state == "finished" or agent.final is not None:
+            return {"state": "abort", "reason": "the run is over for this agent", **answer}
+        if self.start_mono_s is not None:
+            return {"state": "start", "start_in_s": self.start_mono_s - now, **answer}
+        missing = self.missing()
+        return {"state": "waiting", "missing": missing[:50], "missing_count": len(missing), **answer}
+
+    def heard(self, name: str) -> None:
+        """An agent's well-formed push has arrived, whatever becomes of it."""
+        self._heard(self._agent(name))
+
+    def stored(self, name: str, epoch: str, result: Stored) -> Optional[str]:
+        """Take in what was stored of an agent's push; the command for it: None or stop."""
+        agent = self._agent(name)
+        if agent.epoch is None:
+            agent.epoch = epoch
+        one = agent.epochs.setdefault(epoch, _Epoch())
+        for event in result.fresh:
+            self._event(agent, epoch, one, event)
+        if result.receipt and not one.receipt:
+            one.receipt = True
+            if agent.epoch == epoch:
+                self._change(agent, "finished", 0.0)
+        self._progress()
+        return "stop" if self.stop_reason is not None or self.state == "aborted" else None
+
+    def conflict(self, name: str, error: Conflict) -> None:
+        """Raise the alarm that an agent's push contradicts what is stored; at most one in 10 s for each agent."""
+        agent = self._agent(name)
+        if self._clock() - agent.alarmed >= 10:
+            agent.alarmed = self._clock()
+            self._say(f"ALARM: a push of {name} was refused: {error.message}", "error")
+
+    def stop(self, reason: str) -> None:
+        """Tell every agent to stop with its next answer; before the start the run is aborted."""
+        if self.stop_reason is not None or self.state in ("finished", "aborted"):
+            return
+        self.stop_reason = reason
+        if self.state == "arming":
+            self._abort(f"the run was stopped before it started: {reason}")
+        else:
+            self._say(f"the run is being stopped: {reason}", "warning")
+            self._record_state()
+
+    def close(self) -> None:
+        """The controller has what it needs: the collector may exit."""
+        self._closed = True
+
+    def trouble(self, text: str) -> None:
+        """Tell people of a trouble of the collector's own."""
+        self._say(text, "error")
+
+    # What time does
+
+    def tick(self) -> None:
+        """Look at the clock: the barrier, the start, everybody's silence, the end; call it about twice a second."""
+        now = self._clock()
+        gap = now - self._ticked
+        self._ticked = now
+        if gap > STANDSTILL_S:
+            # Silence while this process itself did not run is nobody's fault.
+            for agent in self._agents.values():
+                if agent.heard is not None:
+                    agent.heard = min(now, agent.heard + gap)
+            self._opened += gap
+            self._say(f"the collector itself stood still for {gap:.1f} s: every agent gets that time back", "warning")
+        self._open_barrier()
+        if self.state == "arming" and now - self._opened > self._barrier_seconds:
+            self._abort(self._barrier_reason())
+        self._judge(now)
+        self._progress()
+        self._tell_rollovers(now)
+
+    @property
+    def over(self) -> bool:
+        """Whether the collector may exit: closed, or finished or aborted long enough for the last answers."""
+        if self._closed:
+            return True
+        if self._ended is None:
+            return False
+        since = self._clock() - self._ended
+        if self.state == "aborted" and since < ABORT_LINGER_S:
+            silent = [a for a in self._agents.values() if a.heard is not None and a.health == "green" and not a.receipt]
+            return since > LINGER_S and not silent
+        return since > LINGER_S
+
+    # What is shown
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The newest messages."""
+        return tuple(self._messages)
+
+    @property
+    def start_skew_s(self) -> Optional[float]:
+        """Latest minus earliest first write over the fleet, seconds; None until all have told, or 5 s after the start."""
+        starts = [agent.start_mono_s for agent in self._agents.values() if agent.start_mono_s is not None]
+        if not starts or self.start_mono_s is None:
+            return None
+        if len(starts) < len(self._agents) and self._clock() < self.start_mono_s + 5:
+            return None
+        return max(starts) - min(starts)
+
+    def missing(self) -> list[str]:
+        """The agents the barrier waits for, by name."""
+        if self.state not in ("arming", "aborted") or self.start_mono_s is not None:
+            return []
+        return [agent.name for agent in self._agents.values() if not self._is_ready(agent)]
+
+    def health(self) -> dict[str, int]:
+        """How many agents are in each state of health."""
+        counts = dict.fromkeys(HEALTHS, 0)
+        for agent in self._agents.values():
+            counts[agent.health] += 1
+        return counts
+
+    def targets(self) -> list[dict[str, Any]]:
+        """Prometheus' http_sd answer: agents from ready until finished."""
+        if self.state in ("finished", "aborted"):
+            return []
+        return [
+            {
+                "targets": [_address(agent.ready.metrics_address, agent.ready.metrics_port)],
+                "labels": {"agent": agent.name, "host": agent.host},
+            }
+            for agent in self._agents.values()
+            if agent.ready is not None and agent.ready.metrics_port and agent.health not in ("finished", "lost")
+        ]
+
+    def snapshot(self) -> dict[str, Any]:
+        """The run's state as GET /api/v1/runs/{run_id} gives it."""
+        agents = list(self._agents.values())
+        return {
+            "run_id": self.run_id,
+            "state": self.state,
+            "reason": self.reason if self.reason is not None else self.stop_reason,
+            "elapsed_s": self._elapsed(),
+            "total_s": max(agent.seconds for agent in agents),
+            "start_skew_s": self.start_skew_s,
+            "collector_mono_s": self._clock(),
+            "fleet": {
+                "agents_expected": len(agents),
+                "written_bytes": sum(agent.written for agent in agents),
+                "bytes_per_second": sum(agent.rate for agent in agents),
+                "rollovers": sum(agent.rollovers for agent in agents),
+            },
+            "health": self.health(),
+            "missing": self.missing(),
+            "agents": [
+                {
+                    "name": agent.name,
+                    "host": agent.host,
+                    "health": agent.health,
+                    "phase": agent.phase,
+                    "written_bytes": agent.written,
+                    "bytes_per_second": agent.rate,
+                    "rollovers": agent.rollovers,
+                    "verdict": agent.final["verdict"] if agent.final else None,
+                    "reason": agent.final["reason"] if agent.final else None,
+                    "receipt": agent.receipt,
+                }
+                for agent in agents
+            ],
+            "messages": [vars(message) for message in self._messages],
+        }
+
+    def now(self) -> float:
+        """The collector's monotonic clock, seconds."""
+        return self._clock()
+
+    def take_outbox(self) -> list[Record]:
+        """What is to be recorded since the last call, in order."""
+        taken, self.outbox = self.outbox, []
+        return taken
+
+    # Inside
+
+    def _agent(self, name: str) -> _Agent:
+        agent = self._agents.get(name)
+        if agent is None:
+            raise Unknown(f"run {self.run_id} has no agent of that name: its plan names {_names(self._agents)}")
+        return agent
+
+    def _admit(self, agent: _Agent, epoch: str) -> None:
+        """Make `epoch` the agent's current process, or refuse it beside another one that lives."""
+        if epoch in agent.epochs:
+            raise Conflict(f"{agent.name} has been replaced by a newer process of the same name (epoch {agent.epoch})")
+        if agent.epoch is not None:
+            alive = agent.heard is not None and self._clock() - agent.heard < LATE_S
+            if agent.current.started and alive and not agent.receipt:
+                raise Conflict(f"another live process of {agent.name} (epoch {agent.epoch}) has already started")
+            self._say(f"{agent.name} came back as a new process", "warning")
+        if agent.final is not None:
+            return  # it has ended already: the newcomer is told to abort
+        agent.epoch = epoch
+        agent.epochs[epoch] = _Epoch()
+        agent.points.clear()
+        agent.phase = "armed"
+
+    def _heard(self, agent: _Agent) -> None:
+        now = self._clock()
+        silent = 0.0 if agent.heard is None else now - agent.heard
+        agent.heard = now
+        if agent.health in ("late", "suspect", "lost"):
+            self._all_silent = False
+            self._say(f"{agent.name} is back after {silent:.1f} s of silence")
+        if agent.health != "finished":
+            self._change(agent, "green", silent)
+
+    def _change(self, agent: _Agent, health: str, silent: float) -> None:
+        if agent.health != health:
+            agent.health = health
+            self.outbox.append(Transition(agent.id, self._wall(), health, silent))
+
+    def _event(self, agent: _Agent, epoch: str, one: _Epoch, event: Event) -> None:
+        payload = event.payload
+        current = agent.epoch == epoch
+        if event.kind == "rollover":
+            one.rollovers += 1
+            one.durable_bytes += payload["bytes"]
+            self._rolled[agent.name] = self._rolled.get(agent.name, 0) + 1
+            if len(self._rolled) == 1 and self._rolled[agent.name] == 1:
+                size, seconds = payload["bytes"], payload["seconds"]
+                speed = f", {size / seconds / 1e6:.1f} MB/s" if seconds else ""
+                self._roll_sample = (
+                    f"{agent.name} rolled over chunk {payload['chunk']}: {size / 1e6:.0f} MB in {seconds:.2f} s{speed}"
+                )
+            if current and one.final is None and agent.phase != "draining":
+                agent.phase = "writing"
+        elif event.kind == "heartbeat":
+            one.heartbeat_bytes = max(one.heartbeat_bytes, payload["written_bytes"])
+            if current and (not agent.points or event.t_mono_ns > agent.points[-1][0]):
+                if one.final is None:
+                    agent.phase = payload["phase"]
+                agent.points.append((event.t_mono_ns, payload["written_bytes"]))
+        elif event.kind == "start":
+            one.started = True
+            if current and one.final is None and agent.phase != "draining":
+                agent.phase = "writing"
+            if current and not agent.points:
+                agent.points.append((event.t_mono_ns, 0))
+            if agent.start_mono_s is None:
+                agent.start_mono_s = payload["start_collector_mono_s"]
+            size = payload["chunk_bytes"] / 1e6
+            again = "again " if len(agent.epochs) > 1 else ""
+            self._say(f"{agent.name} started {again}writing {size:.0f} MB chunks on {agent.host}")
+            self._tell_skew()
+        elif event.kind == "error":
+            agent.errors_shown += 1
+            if agent.errors_shown <= SHOWN_ERRORS:
+                self._say(f"{agent.name} reports: {payload['message']}", "error")
+            if agent.errors_shown == SHOWN_ERRORS:
+                self._say(f"further errors of {agent.name} are stored but not shown", "error")
+        elif event.kind == "final":
+            self._final(agent, one, payload, current=current)
+
+    def _final(self, agent: _Agent, one: _Epoch, payload: dict[str, Any], *, current: bool) -> None:
+        one.final = payload
+        if current:
+            agent.phase = "finished"
+        verdict, why = payload["verdict"], payload["reason"]
+        level = "info" if verdict == "PASS" else "error"
+        if not one.started and self.state in ("arming", "starting"):
+            self._say(f"{agent.name} ended before the start: {verdict}{': ' + why if why else ''}", level)
+            self._abort(f"{agent.name} ended before the start: {verdict}{': ' + why if why else ''}", tell=False)
+            return
+        self._say(
+            f"{agent.name} stopped after {payload['seconds']:.1f} s: {payload['written_bytes'] / 1e9:.2f} GB, "
+            f"{payload['rollovers']} rollovers, {verdict}{': ' + why if why and verdict != 'PASS' else ''}",
+            level,
+        )
+
+    def _is_ready(self, agent: _Agent) -> bool:
+        return (
+            agent.ready is not None
+            and agent.polled
+            and agent.heard is not None
+            and self._clock() - agent.heard <= LATE_S
+            and agent.final is None
+        )
+
+    def _open_barrier(self) -> None:
+        if self.state != "arming" or not all(self._is_ready(agent) for agent in self._agents.values()):
+            return
+        self.start_mono_s = self._clock() + START_AHEAD_S
+        self._start_wall = self._wall() + START_AHEAD_S
+        self.state = "starting"
+        self._record_state()
+        self._say(f"{_agents(len(self._agents))} ready: common start in {START_AHEAD_S} s")
+
+    def _barrier_reason(self) -> str:
+        now = self._clock()
+        never, silent = [], []
+        for agent in self._agents.values():
+            if agent.heard is None:
+                never.append(agent.name)
+            elif not self._is_ready(agent):
+                silent.append(f"{agent.name} (silent for {now - agent.heard:.1f} s)")
+        told = ""
+        if never:
+            told += f"; never ready: {_names(never)}"
+        if silent:
+            told += f"; ready once, but no more: {_names(silent)}"
+        return f"not all agents were ready within {self._barrier_seconds:g} s{told}"
+
+    def _abort(self, reason: str, *, tell: bool = True) -> None:
+        if self.state in ("finished", "aborted"):
+            return
+        self.state = "aborted"
+        self.reason = reason
+        if tell:
+            self._say(f"the run is aborted: {reason}", "error")
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = self._clock()
+        self._end_wall = self._wall()
+        self._record_state()
+
+    def _judge(self, now: float) -> None:
+        """Compare everybody's silence with the limits, and tell what changed."""
+        changes: dict[str, list[tuple[_Agent, float]]] = {}
+        judged = [a for a in self._agents.values() if a.heard is not None and a.health != "finished"]
+        for agent in judged:
+            silent = now - (agent.heard or now)
+            health = "green"
+            for name, limit in (("late", LATE_S), ("suspect", SUSPECT_S), ("lost", LOST_S)):
+                if silent > limit:
+                    health = name
+            if health != agent.health:
+                self._change(agent, health, silent)
+                changes.setdefault(health, []).append((agent, silent))
+        words = {"late": "late", "suspect": "suspect", "lost": "lost"}
+        for health, changed in changes.items():
+            if health not in words or (self._all_silent and health != "lost"):
+                continue
+            level = "error" if health == "lost" else "warning"
+            if len(changed) <= 3:
+                for agent, silent in changed:
+                    self._say(f"{agent.name} is {words[health]}: nothing heard for {silent:.1f} s", level)
+            else:
+                names = _names(agent.name for agent, _ in changed)
+                silent = min(silent for _, silent in changed)
+                self._say(f"{len(changed)} agents are {words[health]}: nothing heard for {silent:.1f} s: {names}", level)
+        if len(judged) > 1 and not self._all_silent and all(a.health not in ("green", "waiting") for a in judged):
+            self._all_silent = True
+            silent = min(now - (agent.heard or now) for agent in judged)
+            self._say(f"nothing heard from any of {len(judged)} agents for {silent:.1f} s: collector or network", "error")
+
+    def _progress(self) -> None:
+        """Move the run on: running, draining, finished."""
+        now = self._clock()
+        if self.state not in ("starting", "running", "draining") or self.start_mono_s is None:
+            return
+        agents = list(self._agents.values())
+        if self.state == "starting" and now < self.start_mono_s and not all(agent.receipt for agent in agents):
+            return
+        if all(agent.health in ("finished", "lost") for agent in agents):
+            self.state = "finished"
+            lost = [agent.name for agent in agents if agent.health == "lost"]
+            if lost:
+                told = f"{len(agents) - len(lost)} of {_agents(len(agents))} delivered everything; lost: {_names(lost)}"
+            else:
+                told = f"all of {_agents(len(agents))} delivered everything" if len(agents) > 1 else "delivered everything"
+            self._say(f"the run has finished: {told}", "warning" if lost else "info")
+            self._end()
+            return
+        writing = any(agent.health not in ("finished", "lost") and agent.phase in ("armed", "writing") for agent in agents)
+        state = "running" if writing else "draining"
+        if state != self.state:
+            self.state = state
+            self._record_state()
+            if state == "draining":
+                self._say("no agent writes any more: waiting for their last events")
+
+    def _record_state(self) -> None:
+        self.outbox.append(
+            RunState(
+                state=self.state,
+                reason=self.reason,
+                boot_id=self._boot_id if self.start_mono_s is not None else None,
+                start_mono_s=self.start_mono_s,
+                start_wall=self._start_wall,
+                stop_reason=self.stop_reason,
+                end_wall=self._end_wall,
+            )
+        )
+
+    def _elapsed(self) -> float:
+        if self.start_mono_s is None:
+            return 0.0
+        until = self._ended if self._ended is not None else self._clock()
+        return max(0.0, until - self.start_mono_s)
+
+    def _tell_skew(self) -> None:
+        skew = self.start_skew_s
+        if skew is not None and not self._skew_told:
+            self._skew_told = True
+            started = sum(agent.start_mono_s is not None for agent in self._agents.values())
+            self._say(f"{started} of {_agents(len(self._agents))} started within {skew * 1000:.1f} ms")
+
+    def _tell_rollovers(self, now: float) -> None:
+        """Print rollovers, at most one line a second at first and ever fewer in a long run; they are not kept as messages."""
+        since = now - self._roll_told
+        if not self._rolled or since < max(1.0, self._elapsed() / 60):
+            return
+        count = sum(self._rolled.values())
+        if count == 1:
+            self._tell(self._roll_sample)
+        else:
+            who = sorted(self._rolled.items(), key=lambda item: (-item[1], item[0]))
+            listed = ", ".join(f"{name} {number}" for name, number in who[:5])
+            more = f" and {len(who) - 5} more agents" if len(who) > 5 else ""
+            self._tell(f"{count} rollovers in the last {since:.0f} s ({listed}{more})")
+        self._rolled = {}
+        self._roll_told = now
+
+    def _say(self, text: str, level: str = "info") -> None:
+        message = Message(self._next_message, self._wall(), level, text)
+        self._next_message += 1
+        self._messages.append(message)
+        self.outbox.append(message)
+        self._tell(text)
+
+
+def _restored(rows: AgentRows, now: float) -> _Agent:
+    """An agent as the database has it; whoever was heard before gets a full window from now."""
+    agent = _Agent(id=rows.id, name=rows.name, host=rows.host, chunk_mb=rows.chunk_mb, seconds=rows.seconds)
+    agent.ready = rows.ready
+    for epoch in rows.epochs:
+        agent.epochs[epoch.epoch] = _restored_epoch(epoch)
+        if epoch.start is not None and agent.start_mono_s is None:
+            agent.start_mono_s = epoch.start.payload["start_collector_mono_s"]
+    if rows.ready is not None:
+        agent.epoch = rows.ready.epoch
+        agent.epochs.setdefault(agent.epoch, _Epoch())
+    elif rows.epochs:
+        agent.epoch = rows.epochs[-1].epoch
+    if agent.epoch is None:
+        return agent
+    agent.heard = now
+    agent.health = "finished" if agent.receipt else "green"
+    last = next((epoch for epoch in rows.epochs if epoch.epoch == agent.epoch), None)
+    agent.phase = "armed"
+    if last is not None:
+        if last.start is not None:
+            agent.phase = "writing"
+        if last.heartbeat is not None:
+            agent.phase = last.heartbeat.payload["phase"]
+            agent.points.append((last.heartbeat.t_mono_ns, last.heartbeat.payload["written_bytes"]))
+        if last.final is not None:
+            agent.phase = "finished"
+    return agent
+
+
+def _restored_epoch(rows: EpochRows) -> _Epoch:
+    return _Epoch(
+        started=rows.start is not None,
+        final=rows.final.payload if rows.final is not None else None,
+        receipt=rows.receipt,
+        heartbeat_bytes=rows.heartbeat.payload["written_bytes"] if rows.heartbeat is not None else 0,
+        durable_bytes=rows.rollover_bytes,
+        rollovers=rows.rollovers,
+    )
+
+
+def _agents(number: int) -> str:
+    return "1 agent" if number == 1 else f"{number} agents"
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = list(names)
+    shown = ", ".join(listed[:10])
+    return shown if len(listed) <= 10 else f"{shown} and {len(listed) - 10} more"
+
+
+def _address(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

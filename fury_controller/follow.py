@@ -1,0 +1,181 @@
+"""Follows a run at the collector until it has ended, and says what happens in words."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+POLL_S = 0.5
+PLAIN_LINE_EVERY_S = 10.0  # without a terminal a progress line is a line of its own: fewer of them
+PATIENCE_S = 15.0  # how long the collector may be silent before we take it for gone
+
+
+class CollectorGone(Exception):
+    """The collector did not answer for a while; the sentence says which and since when."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How following ended. state: the run's last known state, or ``unreachable``; reason: a sentence or None."""
+
+    state: str
+    reason: str | None
+    agents: list[dict[str, Any]]
+    start_skew_s: float | None
+
+
+def human_bytes(count: float) -> str:
+    """``count`` bytes as a person reads them, in powers of ten like the chunk sizes."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def names(some: list[str], most: int = 5) -> str:
+    """``some`` names as a list for a sentence, at most ``most`` of them spelled out."""
+    spelled = ", ".join(some[:most])
+    return spelled if len(some) <= most else f"{spelled} and {len(some) - most} more"
+
+
+def progress(state: Mapping[str, Any]) -> str:
+    """The one line that tells how the run is going."""
+    health = state["health"]
+    fleet = state["fleet"]
+    total = state["total_s"]
+    elapsed = min(max(state["elapsed_s"], 0.0), total)
+    parts = [
+        f"{elapsed:3.0f} of {total:.0f} s",
+        f"{fleet['bytes_per_second'] / 1e6:8.1f} MB/s",
+        f"{fleet['rollovers']} rollovers",
+        f"{health['green'] + health['finished']} green",
+    ]
+    parts += [f"{health[sign]} {sign}" for sign in ("late", "suspect", "lost") if health[sign]]
+    return " | ".join(parts)
+
+
+class Follower:
+    """One run seen from the controller.
+
+    say: prints a line for good; show: shows the progress line, replaced by the next (None where there is no terminal);
+    interrupted: asked twice a second, True once the user wants to stop.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        run_id: str,
+        say: Callable[[str], None],
+        show: Callable[[str], None] | None,
+        interrupted: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._url = f"{url}/api/v1/runs/{run_id}"
+        self._say, self._show, self._interrupted = say, show, interrupted
+        self._clock, self._sleep = clock, sleep
+        self._seen_messages = -1
+        self._shown_at = float("-inf")
+        self._told: set[str] = set()
+
+    def follow(self, *, longest_s: float) -> Outcome:
+        """Follow until the run has ended, the collector is gone or ``longest_s`` seconds have passed."""
+        last: dict[str, Any] | None = None
+        begun = heard = self._clock()
+        while True:
+            now = self._clock()
+            if self._interrupted() and "interrupted" not in self._told:
+                self._once("interrupted", "stopping: every agent is told to stop, then the hosts are cleaned")
+                self.post("stop", reason="interrupted by the user")
+            try:
+                last = self._get()
+                heard = now
+            except (OSError, ValueError, urllib.error.URLError) as error:
+                if last is not None and last["state"] in ("finished", "aborted"):
+                    return self._outcome(last)
+                if now - heard > PATIENCE_S:
+                    return Outcome(
+                        "unreachable",
+                        f"the collector at {self._url} has not answered for {now - heard:.0f} s ({error}); "
+                        "set fury_collector_address to an address that this controller and all hosts reach",
+                        last["agents"] if last else [],
+                        last["start_skew_s"] if last else None,
+                    )
+            else:
+                self._report(last)
+                if last["state"] in ("finished", "aborted"):
+                    return self._outcome(last)
+            if now - begun > longest_s:
+                self.post("stop", reason="the run's time is over")
+                return Outcome(
+                    "overdue",
+                    f"the run had not ended {longest_s:.0f} s after it was armed",
+                    last["agents"] if last else [],
+                    last["start_skew_s"] if last else None,
+                )
+            self._sleep(POLL_S)
+
+    def post(self, action: str, **body: str) -> None:
+        """Ask the collector to ``stop`` or ``close`` the run; that it is gone already is no trouble."""
+        request = urllib.request.Request(
+            f"{self._url}/{action}", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            _open(request).close()
+        except (OSError, urllib.error.URLError):
+            pass  # noqa: S110 - following goes on and will see for itself
+
+    # -- internals
+
+    def _get(self) -> dict[str, Any]:
+        with _open(urllib.request.Request(self._url)) as answer:
+            state: dict[str, Any] = json.load(answer)
+        return state
+
+    def _report(self, state: dict[str, Any]) -> None:
+        """Say what is new in ``state``."""
+        if state["state"] != "arming":
+            armed = len(state["agents"]) - len(state["missing"])
+            self._once("armed", f"armed: {armed} of {state['fleet']['agents_expected']} agents are ready")
+        if state["state"] in ("running", "draining", "finished") and state["start_skew_s"] is not None:
+            self._once("started", f"started: all agents within {state['start_skew_s'] * 1000:.1f} ms")
+        for message in state["messages"]:
+            if message["n"] > self._seen_messages:
+                self._seen_messages = message["n"]
+                if message["level"] != "info":
+                    self._say(f"{message['level']}: {message['text']}")
+        if state["state"] == "running":
+            if self._show is not None:
+                self._show(progress(state))
+            elif self._clock() - self._shown_at >= PLAIN_LINE_EVERY_S:
+                self._shown_at = self._clock()
+                self._say(progress(state))
+        elif state["state"] == "arming" and self._show is not None:
+            self._show(f"arming: waiting for {names(state['missing'])}")
+        elif state["state"] == "finished":
+            received = sum(agent["receipt"] for agent in state["agents"])
+            self._once("drained", f"drained: every event of {received} of {len(state['agents'])} agents is stored")
+        elif state["state"] == "aborted":
+            self._once("aborted", f"not started: {state['reason']}")
+
+    def _once(self, key: str, line: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self._say(line)
+
+    @staticmethod
+    def _outcome(state: Mapping[str, Any]) -> Outcome:
+        return Outcome(state["state"], state["reason"], list(state["agents"]), state["start_skew_s"])
+
+
+def _open(request: urllib.request.Request) -> Any:
+    # A proxy from the environment has no business between the controller and its collector.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(request, timeout=5.0)

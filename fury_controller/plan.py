@@ -1,0 +1,327 @@
+"""Judges everything a run was asked for, before any host is touched, and makes the run's plan of it."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import ipaddress
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fury_agent.config import FIELDS, BLOCK_UNIT, check_field, hint_extra_var, make_config
+from fury_agent.verdict import FuryError
+
+# What an agent may be told through the inventory or extra-vars, by the agent's own names (docs/protocol.md).
+AGENT_PARAMETERS = (
+    "chunk_mb", "minutes", "seconds", "directory", "block_kb", "keep", "free_floor_mb", "allow_few_rollovers",
+    "heartbeat_seconds", "sample_seconds", "drain_seconds", "metrics_address", "metrics_port",
+)  # fmt: skip
+# What the run as a whole may be told, with the default.
+RUN_PARAMETERS: dict[str, Any] = {
+    "fury_barrier_seconds": 300,  # how long the armed wait for the last
+    "fury_base": "",  # where homes lie on hosts
+    "fury_collector_address": "",  # at which address the hosts reach the collector; found out
+    "fury_collector_port": 9475,
+    "fury_mode": "auto",
+    "fury_results": "",  # results/ beside run.yml
+}
+MODES = ("auto", "systemd", "process")
+DEFAULT_DIRECTORY = "/var/tmp"
+# Time that a run may need before and after its barrier, writing and draining; then the reapers come.
+SLACK_S = 300
+CONTROLLERS_OWN = ("127.0.0.1", "localhost", "::1")
+
+
+class BadInput(Exception):
+    """Something that was asked for is not possible; ``problems`` are sentences with field, value, what is allowed, what to do."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+def make_plan(
+    *,
+    agents: Sequence[str],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    collectors: Sequence[str],
+    extra_vars: Mapping[str, Any],
+    repo: Path,
+) -> dict[str, Any]:
+    """The plan of a run over ``agents`` (inventory names).
+
+    hostvars: each host's variables as Ansible sees them (extra-vars included); collectors: hosts of group fury_collector;
+    extra_vars: those given with ``-e``, to find misspelt ones. Raises BadInput with everything that is wrong.
+    """
+    problems = _misspelt_extra_vars(extra_vars)
+    if not agents:
+        raise BadInput([*problems, "inventory: the group fury_agents has no hosts; name at least one agent in it"])
+    if len(collectors) > 1:
+        problems.append(
+            f"inventory: the group fury_collector has {len(collectors)} hosts ({', '.join(collectors)}), one is allowed; keep one"
+        )
+    run = _run_parameters(hostvars[agents[0]], problems)
+    collector = _collector(agents, hostvars, collectors, run, problems)
+    run_id = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    planned: dict[str, dict[str, Any]] = {}
+    for name in agents:
+        agent = _agent(name, hostvars[name], run_id=run_id, run=run, collector=collector, problems=problems)
+        if agent is not None:
+            planned[name] = agent
+    problems += _collisions(planned, hostvars)
+    if problems:
+        raise BadInput(list(dict.fromkeys(problems)))
+    longest = max(agent["config"]["seconds"] for agent in planned.values())
+    drain = max(agent["config"]["drain_seconds"] for agent in planned.values())
+    results = Path(run["fury_results"] or repo / "results")
+    return {
+        "run_id": run_id,
+        "agents": planned,
+        "collector": collector,
+        "mode": run["fury_mode"],
+        "base": run["fury_base"],
+        "barrier_seconds": run["fury_barrier_seconds"],
+        "longest_seconds": run["fury_barrier_seconds"] + longest + drain + 60,
+        "lease_seconds": run["fury_barrier_seconds"] + longest + drain + SLACK_S,
+        "results": str(results / run_id),
+        "collector_plan": {
+            "run_id": run_id,
+            "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "parameters": _common_parameters(planned),
+            "agents": [
+                {"name": name, "host": agent["host"]}
+                | {key: agent["config"][key] for key in ("chunk_mb", "seconds", "directory")}
+                for name, agent in planned.items()
+            ],
+        },
+        "summary": _summary(run_id, planned),
+    }
+
+
+def _misspelt_extra_vars(extra_vars: Mapping[str, Any]) -> list[str]:
+    """A sentence for each extra-var that Fury does not know: a typo there would silently run something else."""
+    known = [*AGENT_PARAMETERS, *RUN_PARAMETERS]
+    problems = []
+    for name in extra_vars:
+        if name not in known and not name.startswith("ansible_"):
+            problems.append(f"{name} is not a parameter of Fury{_did_you_mean(name, known)}")
+    return problems
+
+
+def _misspelt_host_vars(host: str, variables: Mapping[str, Any]) -> list[str]:
+    """A sentence for each inventory variable that looks like one of ours with a typo; inventories hold much else."""
+    known = [*AGENT_PARAMETERS, *RUN_PARAMETERS]
+    problems = []
+    for name in variables:
+        if name in known or name.startswith(("ansible_", "__")):
+            continue
+        if difflib.get_close_matches(name, known, n=1, cutoff=0.88) or name.startswith("fury_") and not _role_variable(name):
+            problems.append(f"{name} (inventory, {host}) is not a parameter of Fury{_did_you_mean(name, known)}")
+    return problems
+
+
+def _role_variable(name: str) -> bool:
+    return name.startswith(("fury_agent_", "fury_collector_", "fury_plan"))
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    run = {name: variables.get(name, default) for name, default in RUN_PARAMETERS.items()}
+    for name, agents_name, low in (("fury_barrier_seconds", "barrier_seconds", 1), ("fury_collector_port", "metrics_port", 1)):
+        try:
+            run[name] = check_field(agents_name, run[name])
+            if run[name] < low:
+                raise FuryError.__new__(FuryError)
+        except FuryError:
+            allowed = {"fury_barrier_seconds": "a whole number of seconds from 1 to 86400",
+                       "fury_collector_port": "a port from 1 to 65535"}[name]  # fmt: skip
+            problems.append(f"{name}: {run[name]!r} is not allowed; {allowed} is (for example -e {name}={RUN_PARAMETERS[name]})")
+            run[name] = RUN_PARAMETERS[name]
+    if run["fury_mode"] not in MODES:
+        problems.append(f"fury_mode: {run['fury_mode']!r} is not allowed; {', '.join(MODES)} are (for example -e fury_mode=auto)")
+    for name in ("fury_base", "fury_results"):
+        if run[name] and not str(run[name]).startswith("/"):
+            problems.append(f"{name}: {run[name]!r} is not allowed; an absolute path is (for example -e {name}=/srv/fury)")
+    address = run["fury_collector_address"]
+    if address and not _is_address(str(address)):
+        problems.append(
+            f"fury_collector_address: {address!r} is not allowed; an IP address or a host name is, without port or scheme "
+            "(for example -e fury_collector_address=10.0.0.1)"
+        )
+    return run
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        labels = text.rstrip(".").split(".")
+        return len(text) <= 253 and all(
+            0 < len(label) <= 63 and label.isascii() and label.replace("-", "").isalnum() for label in labels
+        )
+    return True
+
+
+def is_local(variables: Mapping[str, Any]) -> bool:
+    """True where Ansible reaches the host without a network: it is the controller itself."""
+    return variables.get("ansible_connection") == "local"
+
+
+def _host(name: str, variables: Mapping[str, Any]) -> str:
+    """The machine an agent runs on, as a person would call it."""
+    return socket.gethostname() if is_local(variables) else str(variables.get("ansible_host") or name)
+
+
+def _collector(
+    agents: Sequence[str],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    collectors: Sequence[str],
+    run: Mapping[str, Any],
+    problems: list[str],
+) -> dict[str, Any]:
+    """Where the collector runs, where it listens, and at which URL each agent and the controller reach it."""
+    host = collectors[0] if collectors else "localhost"
+    on_controller = not collectors or is_local(hostvars[host]) or host in CONTROLLERS_OWN
+    port = run["fury_collector_port"]
+    asked = str(run["fury_collector_address"])
+    addresses: dict[str, str] = {}
+    for name in agents:
+        if asked:
+            addresses[name] = asked
+        elif on_controller and is_local(hostvars[name]):
+            addresses[name] = "127.0.0.1"
+        elif on_controller:
+            addresses[name] = _own_address_towards(str(hostvars[name].get("ansible_host") or name), name, problems)
+        else:
+            addresses[name] = str(hostvars[host].get("ansible_host") or host)
+    found = sorted(set(addresses.values()))
+    listen = found[0] if on_controller and not asked and len(found) == 1 else "0.0.0.0"
+    own = listen if on_controller and listen != "0.0.0.0" else "127.0.0.1" if on_controller else found[0]
+    return {
+        "host": host,
+        "on_controller": on_controller,
+        "listen": listen,
+        "port": port,
+        "url": _url(own, port),
+        "urls": {name: _url(address, port) for name, address in addresses.items()},
+    }
+
+
+def _url(address: str, port: int) -> str:
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def _own_address_towards(target: str, name: str, problems: list[str]) -> str:
+    """This machine's address on the way to ``target``: the kernel is asked for the route, nothing is sent."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        # The name may be an alias of ~/.ssh/config that only ssh resolves.
+        problems.append(
+            f"fury_collector_address: the address at which {name} ({target}) reaches this controller can't be found out "
+            f"({error.strerror or error}); name it, for example -e fury_collector_address=10.0.0.1"
+        )
+        return "127.0.0.1"
+
+
+def _agent(
+    name: str,
+    variables: Mapping[str, Any],
+    *,
+    run_id: str,
+    run: Mapping[str, Any],
+    collector: Mapping[str, Any],
+    problems: list[str],
+) -> dict[str, Any] | None:
+    problems += _misspelt_host_vars(name, variables)
+    values = {key: variables[key] for key in AGENT_PARAMETERS if variables.get(key) is not None}
+    values.setdefault("directory", DEFAULT_DIRECTORY)
+    if not is_local(variables):
+        values.setdefault("metrics_address", "0.0.0.0")
+    wrong = len(problems)
+    for key, value in [("name", name), *values.items()]:
+        try:
+            check_field(key, value, hint=hint_extra_var)
+        except FuryError as error:
+            problems.append(str(error) if key != "name" else f"{error} in the inventory")
+    if len(problems) > wrong:
+        return None
+    try:
+        config = make_config(
+            {
+                **values,
+                "name": name,
+                "run_id": run_id,
+                "collector_url": collector["urls"][name],
+                "barrier_seconds": run["fury_barrier_seconds"],
+            },
+            hint=hint_extra_var,
+        )
+    except FuryError as error:
+        problems.append(str(error))
+        return None
+    defaults = {field.name: getattr(config, field.name) for field in FIELDS if hasattr(config, field.name)}
+    return {
+        "host": _host(name, variables),
+        "config": {key: value for key, value in defaults.items() if value is not None},
+        "need_bytes": config.keep * config.chunk_bytes + config.free_floor_bytes + BLOCK_UNIT,
+    }
+
+
+def _collisions(planned: Mapping[str, Mapping[str, Any]], hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Agents of one machine that would be in each other's way."""
+    problems = []
+    taken: dict[tuple[str, int], str] = {}
+    for name, agent in planned.items():
+        port = agent["config"]["metrics_port"]
+        if port and (other := taken.setdefault((agent["host"], port), name)) != name:
+            problems.append(
+                f"metrics_port: {port} is asked for by {other} and {name}, both on {agent['host']}; "
+                "give each a port of its own, or 0 for any free one"
+            )
+    return problems
+
+
+def _common_parameters(planned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The parameters as asked for: one value where all agents agree, the sorted distinct values where they don't."""
+    common: dict[str, Any] = {}
+    for key in ("chunk_mb", "seconds", "directory", "block_kb", "keep", "free_floor_mb"):
+        values = sorted({agent["config"][key] for agent in planned.values()})
+        common[key] = values[0] if len(values) == 1 else values
+    seconds = common["seconds"]
+    if isinstance(seconds, int) and seconds % 60 == 0:
+        common["minutes"] = seconds // 60
+    return common
+
+
+def _summary(run_id: str, planned: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is going to happen, in one sentence."""
+    hosts = len({agent["host"] for agent in planned.values()})
+    chunks = sorted({agent["config"]["chunk_mb"] for agent in planned.values()})
+    seconds = sorted({agent["config"]["seconds"] for agent in planned.values()})
+    count = len(planned)
+    return (
+        f"run {run_id}: {count} agent{'s' * (count != 1)} on {hosts} host{'s' * (hosts != 1)}, "
+        f"{_range(chunks)} MB chunks, {_duration(seconds)}"
+    )
+
+
+def _range(values: Sequence[int]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"
+
+
+def _duration(seconds: Sequence[int]) -> str:
+    if all(s % 60 == 0 for s in seconds):
+        minutes = [s // 60 for s in seconds]
+        return f"{_range(minutes)} minute{'s' * (minutes[-1] != 1)}"
+    return f"{_range(seconds)} seconds"

@@ -1,0 +1,1 @@
+"""The dashboards as Python: one module per dashboard, `panels` holds what they share."""
