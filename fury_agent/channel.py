@@ -22,11 +22,11 @@ _MAX_ANSWER_BYTES = 1_000_000
 _RETRIED = (408, 429)
 
 
-class Trouble(Exception):  # noqa: N818 - not an error of the agent's: trouble passes, or the deadline does
+class Trouble(Exception):  # neither this nor Refused ends the agent: it decides what they mean
     """The collector could not be asked or gave no usable answer; worth another try."""
 
 
-class Refused(Exception):  # noqa: N818 - see Trouble
+class Refused(Exception):
     """The collector understood and said no; trying again would change nothing."""
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -85,7 +85,7 @@ class Channel:
         answer = self._post("ready", body)
         answered_s = time.monotonic()
         collector_s = answer.get("collector_mono_s")
-        if answer.get("state") not in ("waiting", "start", "abort") or not _is_number(collector_s):
+        if answer.get("state") not in ("waiting", "start", "abort") or not isinstance(collector_s, (int, float)):
             raise Trouble("an answer without state or collector_mono_s; is this the collector?")
         if answer["state"] == "start" and not _is_number(answer.get("start_in_s")):
             raise Trouble("a start without start_in_s; is this the collector?")

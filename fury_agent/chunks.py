@@ -41,6 +41,7 @@ class ChunkDirectory:
         self._base: Optional[int] = None
         self._directory: Optional[int] = None
         self._marker: Optional[int] = None
+        self._made = False
 
     @property
     def claimed(self) -> bool:
@@ -52,20 +53,19 @@ class ChunkDirectory:
 
         Raises FuryError (PRECONDITION) where it is another's: not a directory, in use, or with foreign files in it.
         """
-        made = False
         try:
             for _ in range(_CLAIM_ATTEMPTS):  # an agent that is just leaving may remove what we have just opened
                 self._base = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(self.name, 0o700, dir_fd=self._base)
-                    made = True
+                    self._made = True
                 if self._take():
                     self._mark()
                     return
                 self._release()
             raise self._refusal("is being made and removed by another run; try again or use another name")
         except OSError as error:
-            if made:
+            if self._made:
                 self.remove()
             self._release()
             raise self._refusal(f"cannot be prepared ({_reason(error)}); give a directory this user can use") from error
@@ -107,26 +107,20 @@ class ChunkDirectory:
         Raises FuryError (PRECONDITION) where space, quota or a limit forbids it; what was made is then removed again.
         """
         self.require_space(needed=slots * size, floor=floor)
-        for slot in range(slots):
-            try:
-                descriptor = os.open(
-                    self.slot_name(slot), os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600, dir_fd=self._directory
-                )
-                try:
-                    for start in range(0, size, _ALLOCATION_STEP):
-                        if stopped():
-                            return False
-                        self._reserve(descriptor, start, min(_ALLOCATION_STEP, size - start))
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                free = self.free_bytes()
-                self.remove_chunks()
-                raise FuryError(
-                    Verdict.PRECONDITION,
-                    f"{self.path}/{self.slot_name(slot)} cannot be made ({_reason(error)}): the ring needs "
-                    f"{slots * size} bytes and {free} are free for this user; free some space or lower chunk_mb or keep",
-                ) from error
+        slot = 0
+        try:
+            while slot < slots:
+                if not self._make_slot(slot, size, stopped):
+                    return False
+                slot += 1
+        except OSError as error:
+            free = self.free_bytes()
+            self.remove_chunks()
+            raise FuryError(
+                Verdict.PRECONDITION,
+                f"{self.slot_path(slot)} cannot be made ({_reason(error)}): the ring needs {slots * size} bytes and "
+                f"{free} are free for this user; free some space, or lower chunk_mb or keep",
+            ) from error
         if self.free_bytes() < floor:  # somebody else was as quick as we were
             self.remove_chunks()
             self.require_space(needed=slots * size, floor=floor)
@@ -168,7 +162,7 @@ class ChunkDirectory:
             if foreign:
                 return f"{self.path} is left: it holds {_listed(foreign)}, which Fury did not make"
             if self._is_in_place():
-                os.rmdir(self.name, dir_fd=self._base)
+                self._remove_directory()
             elif os.fstat(self._directory).st_nlink > 0:
                 return f"the chunk directory was moved away from {self.path} and is left there, emptied"
         except OSError as error:
@@ -177,12 +171,18 @@ class ChunkDirectory:
             self._release()
         return None
 
+    def _remove_directory(self) -> None:
+        try:
+            os.rmdir(self.name, dir_fd=self._base)
+        except PermissionError:
+            # Root made it for us where we can't make any; empty as it is now, it is root's to remove again.
+            if self._made:
+                raise
+
     def _take(self, *, make_marker: bool = True) -> bool:
         """Opens the directory and its marker and locks it. False when it vanished meanwhile: try again."""
         try:
-            self._directory = os.open(
-                self.name, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW, dir_fd=self._base
-            )
+            self._directory = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW, dir_fd=self._base)
         except FileNotFoundError:
             return not make_marker
         except OSError as error:
@@ -226,7 +226,9 @@ class ChunkDirectory:
             if others:
                 raise self._refusal(f"was not made by Fury: it holds {_listed(others)} and an empty {MARKER}")
         elif self._read_marker().get("fury") != 1:
-            raise self._refusal(f"was not made by Fury: its {MARKER} says something else; use another name or directory")
+            raise self._refusal(
+                f"was not made by Fury: its {MARKER} says something else; use another name or directory"
+            )
         if foreign:
             raise self._refusal(f"holds {_listed(foreign)}, which Fury did not make; move it away or use another name")
 
@@ -237,6 +239,18 @@ class ChunkDirectory:
         os.ftruncate(marker, 0)
         os.pwrite(marker, text.encode(), 0)
         os.fsync(marker)
+
+    def _make_slot(self, slot: int, size: int, stopped: Callable[[], bool]) -> bool:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW
+        descriptor = os.open(self.slot_name(slot), flags, 0o600, dir_fd=self._directory)
+        try:
+            for start in range(0, size, _ALLOCATION_STEP):
+                if stopped():
+                    return False
+                self._reserve(descriptor, start, min(_ALLOCATION_STEP, size - start))
+        finally:
+            os.close(descriptor)
+        return True
 
     def _reserve(self, descriptor: int, start: int, size: int) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What an agent may be told: one table of fields behind the JSON file, the command line, the checks and their sentences.
+"""What an agent may be told: one table of fields behind the file, the options, the checks and their sentences.
 
 The controller imports this module too, so that it judges an input exactly as the agent would.
 """
@@ -26,8 +26,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})", re.ASCII)
 _TRUE = ("true", "yes", "on")
 _FALSE = ("false", "no", "off")
-_SYSTEM_DIRECTORIES = (
-    "/proc /sys /dev /run /boot /etc /usr /bin /sbin /lib /lib32 /lib64 /libx32".split()  # what a machine cannot lose
+_SYSTEM_DIRECTORIES = (  # what a machine cannot do without
+    *("/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/usr", "/bin", "/sbin"),
+    *("/lib", "/lib32", "/lib64", "/libx32"),
 )
 
 
@@ -91,7 +92,13 @@ FIELDS: Tuple[Field, ...] = (
         "true",
         default=False,
     ),
-    Field("collector_url", "url", "where events go; without it nothing is sent", "http://HOST:PORT", "http://10.0.0.1:9475"),
+    Field(
+        "collector_url",
+        "url",
+        "where events go; without it nothing is sent",
+        "http://HOST:PORT",
+        "http://10.0.0.1:9475",
+    ),
     Field(
         "metrics_address",
         "address",
@@ -255,8 +262,10 @@ def read_file(path: str) -> Dict[str, Any]:
     return values
 
 
-def check_directory(path: str, name: str = "directory", *, system_allowed: bool = False, hint: Hint = hint_option) -> str:
-    """The real path of an existing, writable directory of this host that Fury may use.
+def check_directory(
+    path: str, name: str = "directory", *, child: str = "", system_allowed: bool = False, hint: Hint = hint_option
+) -> str:
+    """The real path of an existing directory of this host that Fury may use: one where `child` can be written to or made.
 
     Symbolic links are resolved first and the real path is judged. Raises FuryError: BAD_INPUT for a path that is
     missing, no directory or the system's own; PRECONDITION for one this user cannot write to.
@@ -276,7 +285,8 @@ def check_directory(path: str, name: str = "directory", *, system_allowed: bool 
         raise bad_input(f"{name}: {shown} does not exist; make it or give another one (for example {example})")
     if not os.path.isdir(real):
         raise bad_input(f"{name}: {shown} is not a directory; give one (for example {example})")
-    if not os.access(real, os.W_OK | os.X_OK):
+    target = os.path.join(real, child)  # made by root for a user of its own, `child` may stand where that user can't write
+    if not os.access(target if os.path.isdir(target) else real, os.W_OK | os.X_OK):
         raise FuryError(
             Verdict.PRECONDITION,
             f"{name}: {shown} cannot be written to by user {os.geteuid()}; make it writable or give another one",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -92,6 +93,18 @@ class Console:
             self.live = False
 
 
+@dataclasses.dataclass(frozen=True)
+class RolloverFigures:
+    """What a line about a rollover says; `number` counts from 1, as people do."""
+
+    number: int
+    size: int
+    seconds: float
+    fsync_s: float
+    write_p99_s: float
+    write_max_s: float
+
+
 class RolloverLines:
     """Each rollover as a line while they are rare; a burst becomes one line each 10 s."""
 
@@ -116,7 +129,11 @@ class RolloverLines:
         if not self._held:
             self._held_since_s = self._printed_s
         self._held.append(figures)
-        if now - self._held_since_s >= _SUMMARY_APART_S:
+        self.tick()
+
+    def tick(self) -> None:
+        """Prints what was kept once it is 10 s old."""
+        if self._held and time.monotonic() - self._held_since_s >= _SUMMARY_APART_S:
             self.flush()
 
     def flush(self) -> None:
@@ -134,22 +151,6 @@ class RolloverLines:
             f"slowest write {latency_text(max(f.write_max_s for f in held))}"
         )
         self._printed_s = self.last_line_s = now
-
-
-class RolloverFigures:
-    """What a line about a rollover says; `number` counts from 1, as people do."""
-
-    __slots__ = ("fsync_s", "number", "seconds", "size", "write_max_s", "write_p99_s")
-
-    def __init__(
-        self, *, number: int, size: int, seconds: float, fsync_s: float, write_p99_s: float, write_max_s: float
-    ) -> None:
-        self.number = number
-        self.size = size
-        self.seconds = seconds
-        self.fsync_s = fsync_s
-        self.write_p99_s = write_p99_s
-        self.write_max_s = write_max_s
 
 
 def latency_row(summary: Mapping[str, Optional[float]]) -> str:

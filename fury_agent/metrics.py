@@ -9,12 +9,13 @@ import contextlib
 import dataclasses
 import errno
 import os
+import platform
 import socket
 import socketserver
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Union
 
 import psutil
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -112,6 +113,29 @@ def device_written_bytes() -> Optional[int]:
     return None
 
 
+def host_facts(path: str) -> Dict[str, Union[str, int]]:
+    """What a reader wants to know of the host and of the file system that `path` is on."""
+    system = os.uname()
+    facts: Dict[str, Union[str, int]] = {
+        "kernel": system.release,
+        "machine": system.machine,
+        "python": platform.python_version(),
+        "cpus": os.cpu_count() or 0,
+    }
+    with contextlib.suppress(OSError, psutil.Error, RuntimeError):
+        facts["memory_total_bytes"] = int(psutil.virtual_memory().total)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        device = os.stat(path).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="backslashreplace") as file:
+            for line in file:
+                words = line.split()
+                if words[2] == wanted:
+                    dash = words.index("-")
+                    facts["file_system"], facts["device"] = words[dash + 1], words[dash + 2]
+    return facts
+
+
 class AgentCollector(Collector):
     """Turns one `Reading` per scrape into metric families."""
 
@@ -126,9 +150,7 @@ class AgentCollector(Collector):
         yield CounterMetricFamily(
             "fury_written_bytes", "Bytes written and confirmed durable by fsync.", value=now.written_bytes
         )
-        yield CounterMetricFamily(
-            "fury_rollovers", "Chunks that became full, durable and closed.", value=now.rollovers
-        )
+        yield CounterMetricFamily("fury_rollovers", "Chunks that became full, durable and closed.", value=now.rollovers)
         yield CounterMetricFamily(
             "fury_write_errors", "Failed calls to the storage; the first one ends the agent.", value=now.write_errors
         )
@@ -235,7 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
 def _histogram(name: str, documentation: str, histogram: Histogram) -> HistogramMetricFamily:
     count = histogram.count
     buckets = [
-        (repr(bound), float(at_most)) for bound, at_most in zip(LATENCY_BOUNDS_S, histogram.cumulative(LATENCY_BOUNDS_S))
+        (repr(bound), float(at_most))
+        for bound, at_most in zip(LATENCY_BOUNDS_S, histogram.cumulative(LATENCY_BOUNDS_S))
     ]
     buckets.append(("+Inf", float(count)))
     return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=histogram.sum)

@@ -105,7 +105,7 @@ class BlockPool:
 
 
 class Writer:
-    """Writes to a ring of slots until its deadline; `start` runs it in a thread, `progress` may be asked by any other."""
+    """Writes to a ring of slots until its deadline, in a thread of its own; any other may ask for its `progress`."""
 
     def __init__(
         self,
@@ -113,12 +113,14 @@ class Writer:
         *,
         block_bytes: int,
         identity: str,
+        on_start: Callable[[float], None],
         on_rollover: Callable[[Rollover], None],
         on_end: Callable[[], None],
     ) -> None:
         self._ring = ring
         self._block_bytes = min(block_bytes, ring.chunk_bytes)
         self._pool = BlockPool(block_bytes=self._block_bytes, identity=identity)
+        self._on_start = on_start
         self._on_rollover = on_rollover
         self._on_end = on_end
         self._thread: Optional[threading.Thread] = None
@@ -136,6 +138,7 @@ class Writer:
         self.doing = "nothing"
         self.failure: Optional[BaseException] = None
         self.floor_reached: Optional[int] = None
+        self.stopped_s: Optional[float] = None
 
     def calibrate(self, *, stopped: Callable[[], bool]) -> float:
         """Bytes per second that this disk makes durable, from writes into the ring's first slot.
@@ -198,7 +201,7 @@ class Writer:
         try:
             self._wait_until(start_s)
             chunk = 0
-            while not self._stop and time.monotonic() < deadline_s:
+            while not self._must_end(deadline_s, time.monotonic()):
                 free = self._free_bytes(chunk)
                 if free < self._ring.free_floor_bytes:
                     self.floor_reached = free
@@ -214,6 +217,13 @@ class Writer:
             self.doing = "nothing"
             self._on_end()
 
+    def _must_end(self, deadline_s: float, now_s: float) -> bool:
+        if now_s >= deadline_s:
+            return True
+        if self._stop and self.stopped_s is None:
+            self.stopped_s = now_s
+        return self._stop
+
     def _wait_until(self, start_s: float) -> None:
         while not self._stop:
             left = start_s - time.monotonic()
@@ -227,9 +237,10 @@ class Writer:
         slot = chunk % self._ring.slots
         descriptor = self._open(slot, chunk=chunk)
         try:
-            began = time.monotonic()
             if self._started_s is None:
-                self._started_s = began
+                self._started_s = time.monotonic()
+                self._on_start(self._started_s)
+            began = time.monotonic()
             written = self._fill(descriptor, slot, chunk, deadline_s)
             if not written:
                 self._close_quietly(descriptor)
@@ -291,7 +302,7 @@ class Writer:
                 if chunk_bytes - offset < block_bytes:
                     data = data[: chunk_bytes - offset]
                 before = clock()
-                if before >= deadline_s or self._stop:
+                if (before >= deadline_s or self._stop) and self._must_end(deadline_s, before):
                     break
                 written = pwrite(descriptor, data, offset)
                 if written != len(data):
@@ -350,9 +361,7 @@ class Writer:
         except OSError:  # the first failure is the one that counts
             return
 
-    def _disk_error(
-        self, operation: str, slot: int, error: OSError, *, chunk: Optional[int], offset: int
-    ) -> DiskError:
+    def _disk_error(self, operation: str, slot: int, error: OSError, *, chunk: Optional[int], offset: int) -> DiskError:
         path = self._ring.slot_path(slot)
         name = errno.errorcode.get(error.errno or 0, "unknown error")
         which = "the calibration" if chunk is None else f"chunk {chunk}"

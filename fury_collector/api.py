@@ -139,8 +139,9 @@ def _register_errors(app: Flask) -> None:
         if isinstance(error, RequestEntityTooLarge):
             return _error(status, f"the body is larger than {wire.MAX_BODY_BYTES} bytes: send fewer events at once")
         if isinstance(error, MethodNotAllowed):
-            response = _error(status, f"{request.method} is not for this path: use {', '.join(error.valid_methods or ())}")
-            response.headers["Allow"] = ", ".join(error.valid_methods or ())
+            allowed = ", ".join(error.valid_methods or ())
+            response = _error(status, f"{request.method} is not for this path: use {allowed}")
+            response.headers["Allow"] = allowed
             return response
         if status == 404:
             return _error(status, "there is nothing at this path: docs/protocol.md lists those that exist")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError
 
 from fury_collector.errors import BadInput, CollectorError, Conflict, Precondition, Unavailable, Unknown
 from fury_collector.rows import (
@@ -224,7 +224,8 @@ class Database:
             self._lock = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise Precondition(
-                f"cannot open the database {self.path}: {error.strerror}; name a file in a directory that can be written"
+                f"cannot open the database {self.path}: {error.strerror}; "
+                "name a file in a directory that exists and can be written"
             ) from None
         try:
             # flock, not fcntl: it does not mix with the locks that SQLite takes on the same file.
@@ -284,8 +285,7 @@ class Database:
     def start(self) -> None:
         """Start the writer thread; from here on the file has a write-ahead log beside it."""
         connection = self._write_engine.connect()
-        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        connection.rollback()
+        _outside(connection, "PRAGMA journal_mode=WAL")
         self._thread = threading.Thread(target=self._write, args=(connection,), name="fury-database", daemon=True)
         self._thread.start()
 
@@ -351,11 +351,9 @@ class Database:
                     break
             if group:
                 self._commit(connection, group)
-        with contextlib.suppress(SQLAlchemyError):  # somebody still reads: the log stays and is as good
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-            connection.rollback()
-            connection.exec_driver_sql("PRAGMA journal_mode=DELETE")
-            connection.rollback()
+        with contextlib.suppress(sqlite3.Error):  # somebody still reads: the log stays and is as good
+            _outside(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+            _outside(connection, "PRAGMA journal_mode=DELETE")
         connection.close()
 
     def _commit(self, connection: sa.Connection, group: Sequence[Union[_Push, _Change]]) -> None:
@@ -439,7 +437,7 @@ class Database:
             return [RunLine(*row) for row in connection.execute(query).tuples()]
 
     def read_run(self, run_id: str, *, newest_messages: int = 200) -> RunRows:
-        """Everything of a run (`latest` is the newest) but its rollovers and samples one by one; Unknown if there is none."""
+        """A run (`latest` is the newest) without its rollovers and samples one by one; Unknown if there is none."""
         query = sa.select(runs)
         query = (
             query.order_by(runs.c.id.desc()).limit(1) if run_id == "latest" else query.where(runs.c.run_id == run_id)
@@ -532,7 +530,8 @@ class _Writing:
             if event.kind == "final":
                 if final_seq is not None or event.seq < top_seq:
                     return Conflict(
-                        f"the final event {event.seq} of epoch {batch.epoch} is not its last one: {max(top_seq, final_seq or 0)} is stored",
+                        f"the final event {event.seq} of epoch {batch.epoch} is not its last one: "
+                        f"event {max(top_seq, final_seq or 0)} is stored",
                         field=f"events[{index}].seq",
                     )
                 final_seq = event.seq
@@ -590,7 +589,7 @@ class _Writing:
         return epoch
 
     def _stored_bodies(self, epoch: _Epoch, batch: Batch) -> dict[int, tuple[str, Row]]:
-        """What is stored under the batch's numbers; nothing is read where all of them are above the highest stored one."""
+        """What is stored under the batch's numbers; nothing is read where all are above the highest stored one."""
         numbers = [event.seq for event in batch.events]
         low, high = min(numbers), max(numbers)
         if low > epoch.top_seq:
@@ -680,7 +679,9 @@ def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]
                 row["seq"], row["kind"], row["t_mono_ns"], row["t_wall"], json.loads(row["body"])
             )
     by_agent: dict[int, list[EpochRows]] = {}
-    for row in connection.execute(sa.select(epochs).where(epochs.c.id.in_(mine)).order_by(epochs.c.id)).mappings():
+    # An epoch whose only batch was refused has a row but no event: it never counted.
+    stored = sa.select(epochs).where(epochs.c.id.in_(mine), epochs.c.stored > 0).order_by(epochs.c.id)
+    for row in connection.execute(stored).mappings():
         count, total = rolled.get(row["id"], (0, 0))
         by_agent.setdefault(row["agent_ref"], []).append(
             EpochRows(
@@ -704,6 +705,13 @@ def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]
             ready=None if row["ready"] is None else Ready(**json.loads(row["ready"])),
             epochs=tuple(by_agent.get(row["id"], ())),
         )
+
+
+def _outside(connection: sa.Connection, pragma: str) -> None:
+    """Run a pragma that SQLite takes outside a transaction only."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    driver.execute(pragma).fetchall()
 
 
 def _json(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import log
 from typing import Any, Optional
@@ -40,8 +39,24 @@ class Histogram:
                 place = round(place * log(gamma) / log(self.gamma))
             self.buckets[place] = self.buckets.get(place, 0) + number
 
+    def merge(self, other: Histogram) -> None:
+        """Add another histogram to this one."""
+        if other.gamma is None:
+            return
+        self.add(
+            {
+                "gamma": other.gamma,
+                "zero": other.zero,
+                "count": other.count,
+                "sum": other.total,
+                "min": other.low,
+                "max": other.high,
+                "buckets": other.buckets,
+            }
+        )
+
     def quantile(self, ratio: float) -> Optional[float]:
-        """The value (seconds) that `ratio` of all counts do not exceed, within the histogram's relative error; None if empty."""
+        """The value (seconds) that `ratio` of all counts do not exceed, within the relative error; None if empty."""
         if not self.count or self.gamma is None or self.low is None or self.high is None:
             return None
         wanted = ratio * (self.count - 1)
@@ -56,13 +71,5 @@ class Histogram:
         return self.high
 
     def latency(self) -> dict[str, Optional[float]]:
-        """The latency object of summary.json: p50, p95, p99, p999 and max in seconds, None where nothing was measured."""
+        """The latency object of summary.json: p50, p95, p99, p999 and max in seconds, None if nothing was measured."""
         return {**{name: self.quantile(ratio) for name, ratio in PERCENTILES}, "max": self.high}
-
-
-def merged(wires: Iterable[dict[str, Any]]) -> Histogram:
-    """One histogram of all the given ones."""
-    result = Histogram()
-    for wire in wires:
-        result.add(wire)
-    return result

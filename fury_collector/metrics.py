@@ -16,7 +16,7 @@ class Metrics:
     """Counters of one application in a registry of its own."""
 
     def __init__(self, run: Run) -> None:
-        prometheus_client.disable_created_metrics()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(_OfRun(run))

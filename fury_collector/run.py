@@ -144,9 +144,7 @@ class Run:
         if rows.next_message == 0:
             self._say(f"run {self.run_id} expects {_agents(len(self._agents))}: {_names(self._agents)}")
         else:
-            self._say(
-                f"the collector took up run {self.run_id} again ({self.state}): every agent gets a full window to be heard"
-            )
+            self._say(f"the collector took up run {self.run_id} again ({self.state}): every agent gets a full window")
 
     # What arrives
 
@@ -271,7 +269,7 @@ class Run:
 
     @property
     def start_skew_s(self) -> Optional[float]:
-        """Latest minus earliest first write over the fleet, seconds; None until all have told, or 5 s after the start."""
+        """Latest minus earliest first write over the fleet, seconds; None until all have told or 5 s have passed."""
         starts = [agent.start_mono_s for agent in self._agents.values() if agent.start_mono_s is not None]
         if not starts or self.start_mono_s is None:
             return None
@@ -415,7 +413,8 @@ class Run:
             one.started = True
             if current and one.final is None and agent.phase != "draining":
                 agent.phase = "writing"
-            if current and not agent.points:
+            if current and not any(written for _, written in agent.points):
+                agent.points.clear()  # the time at the barrier is no time of writing
                 agent.points.append((event.t_mono_ns, 0))
             if agent.start_mono_s is None:
                 agent.start_mono_s = payload["start_collector_mono_s"]
@@ -519,11 +518,15 @@ class Run:
             else:
                 names = _names(agent.name for agent, _ in changed)
                 silent = min(silent for _, silent in changed)
-                self._say(f"{len(changed)} agents are {words[health]}: nothing heard for {silent:.1f} s: {names}", level)
+                self._say(
+                    f"{len(changed)} agents are {words[health]}: nothing heard for {silent:.1f} s: {names}", level
+                )
         if len(judged) > 1 and not self._all_silent and all(a.health not in ("green", "waiting") for a in judged):
             self._all_silent = True
             silent = min(now - (agent.heard or now) for agent in judged)
-            self._say(f"nothing heard from any of {len(judged)} agents for {silent:.1f} s: collector or network", "error")
+            self._say(
+                f"nothing heard from any of {len(judged)} agents for {silent:.1f} s: collector or network", "error"
+            )
 
     def _progress(self) -> None:
         """Move the run on: running, draining, finished."""
@@ -539,11 +542,15 @@ class Run:
             if lost:
                 told = f"{len(agents) - len(lost)} of {_agents(len(agents))} delivered everything; lost: {_names(lost)}"
             else:
-                told = f"all of {_agents(len(agents))} delivered everything" if len(agents) > 1 else "delivered everything"
+                told = (
+                    f"{_agents(len(agents))} delivered everything"
+                )
             self._say(f"the run has finished: {told}", "warning" if lost else "info")
             self._end()
             return
-        writing = any(agent.health not in ("finished", "lost") and agent.phase in ("armed", "writing") for agent in agents)
+        writing = any(
+            agent.health not in ("finished", "lost") and agent.phase in ("armed", "writing") for agent in agents
+        )
         state = "running" if writing else "draining"
         if state != self.state:
             self.state = state
@@ -578,7 +585,7 @@ class Run:
             self._say(f"{started} of {_agents(len(self._agents))} started within {skew * 1000:.1f} ms")
 
     def _tell_rollovers(self, now: float) -> None:
-        """Print rollovers, at most one line a second at first and ever fewer in a long run; they are not kept as messages."""
+        """Print rollovers: at most one line a second at first, ever fewer in a long run; they are no messages."""
         since = now - self._roll_told
         if not self._rolled or since < max(1.0, self._elapsed() / 60):
             return

@@ -141,7 +141,7 @@ class Follower:
 
     def _report(self, state: dict[str, Any]) -> None:
         """Say what is new in ``state``."""
-        if state["state"] != "arming":
+        if state["state"] not in ("arming", "aborted"):
             armed = len(state["agents"]) - len(state["missing"])
             self._once("armed", f"armed: {armed} of {state['fleet']['agents_expected']} agents are ready")
         if state["state"] in ("running", "draining", "finished") and state["start_skew_s"] is not None:

@@ -137,9 +137,10 @@ def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[s
     for name, agents_name, low in (("fury_barrier_seconds", "barrier_seconds", 1), ("fury_collector_port", "metrics_port", 1)):
         try:
             run[name] = check_field(agents_name, run[name])
-            if run[name] < low:
-                raise FuryError.__new__(FuryError)
+            possible = run[name] >= low
         except FuryError:
+            possible = False
+        if not possible:
             allowed = {"fury_barrier_seconds": "a whole number of seconds from 1 to 86400",
                        "fury_collector_port": "a port from 1 to 65535"}[name]  # fmt: skip
             problems.append(f"{name}: {run[name]!r} is not allowed; {allowed} is (for example -e {name}={RUN_PARAMETERS[name]})")
@@ -155,6 +156,7 @@ def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[s
             f"fury_collector_address: {address!r} is not allowed; an IP address or a host name is, without port or scheme "
             "(for example -e fury_collector_address=10.0.0.1)"
         )
+        run["fury_collector_address"] = ""
     return run
 
 

@@ -13,7 +13,7 @@ from ansible.plugins.action import ActionBase
 class ActionModule(ActionBase):
     """Replaces the controller's path of ``archive`` by that of its copy on the host, and adds its digest."""
 
-    TRANSFERS_FILES = True
+    TRANSFERS_FILES = False  # true would make and remove a directory on the host for every state
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
@@ -27,6 +27,8 @@ class ActionModule(ActionBase):
                 arguments["archive"] = self._transfer_file(archive, remote)
                 self._fixup_perms2((self._connection._shell.tmpdir, remote))
         try:
-            return self._execute_module(module_args=arguments, task_vars=task_vars)
+            result: dict[str, Any] = self._execute_module(module_args=arguments, task_vars=task_vars)
+            return result
         finally:
-            self._remove_tmp_path(self._connection._shell.tmpdir)
+            if self._connection._shell.tmpdir:
+                self._remove_tmp_path(self._connection._shell.tmpdir)

@@ -42,6 +42,16 @@ def _quiet(name: str) -> Any:
     return method
 
 
+def _is_rescued(task: Any) -> bool:
+    """True where a rescue section follows the failed task; what is said of the failure is said there."""
+    inner, outer = task, task._parent
+    while outer is not None:
+        if getattr(outer, "rescue", None) and inner in outer.block:
+            return True
+        inner, outer = outer, outer._parent
+    return False
+
+
 class CallbackModule(DefaultCallback):  # type: ignore[misc]
     """See DOCUMENTATION."""
 
@@ -92,12 +102,13 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
         if self._display.verbosity:
             super().v2_runner_on_failed(result, ignore_errors)
             return
-        if ignore_errors or result.result.get("fury_said"):
+        if ignore_errors or result.result.get("fury_said") or _is_rescued(result.task):
             return
         with contextlib.suppress(Exception):  # warnings must not hide the failure itself
             self._handle_warnings(result.result)
         message = result.result.get("msg") or result.result.get("module_stderr") or "failed without a word; try -v"
-        self._display.display(f"error: {result.host.get_name()}: {str(message).strip()}", color=C.COLOR_ERROR, stderr=True)
+        where = "" if result.task.run_once else f"{result.host.get_name()}: "
+        self._display.display(f"error: {where}{str(message).strip()}", color=C.COLOR_ERROR, stderr=True)
 
     def v2_runner_item_on_failed(self, result: Any) -> None:
         self.v2_runner_on_failed(result)
@@ -105,6 +116,8 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
     def v2_runner_on_unreachable(self, result: Any) -> None:
         if self._display.verbosity:
             super().v2_runner_on_unreachable(result)
+            return
+        if result.task.ignore_unreachable:  # the play goes on without this host and tells of it itself
             return
         message = str(result.result.get("msg", "")).strip()
         self._display.display(f"error: {result.host.get_name()} is unreachable: {message}", color=C.COLOR_UNREACHABLE, stderr=True)

@@ -39,6 +39,7 @@ UNITS = Path("/etc/systemd/system")
 OWN_UNIT = re.compile(r"^fury-(agent|collector|reaper)-.+\.(service|timer)$")
 OWN_USER = re.compile(r"^fury-[a-z0-9-]+$")
 MARKER = ".fury.json"
+SYSTEM_DIRECTORIES = ("/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 STOP_SECONDS = 15.0
 READY_SECONDS = 30.0
 
@@ -257,6 +258,7 @@ class Service:
             )
         facts: Dict[str, Any] = {"architecture": os.uname().machine, "python": "{}.{}".format(*sys.version_info)}
         if directory is not None:
+            _check_directory(directory)
             target = chunk_directory(directory, self.name)
             self._check_foreign(target)
             usage = os.statvfs(directory)
@@ -479,6 +481,17 @@ class Service:
         with contextlib.suppress(OSError):  # something foreign was put into it meanwhile: that stays, and so the directory
             target.rmdir()
         return [str(target)]
+
+
+def _check_directory(directory: str) -> None:
+    """Say so if ``directory`` is not one of this host, or the system's own once symbolic links are resolved."""
+    real = os.path.realpath(directory)
+    shown = directory if real == os.path.normpath(directory) else f"{directory} (really {real})"
+    if not os.path.isdir(real):
+        trouble = "is not a directory" if os.path.lexists(real) else "does not exist"
+        raise HostError(f"directory: {shown} {trouble} on this host; make it (or mount it), or name another one")
+    if real == "/" or any(real == top or real.startswith(top + "/") for top in SYSTEM_DIRECTORIES):
+        raise HostError(f"directory: {shown} is the system's own and Fury does not write there; name one on the storage to be tested")
 
 
 def _fill(text: str, places: Mapping[str, str]) -> str:

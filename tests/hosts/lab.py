@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SUITES = {"deb11": "bullseye", "deb12": "bookworm", "deb13": "trixie"}
@@ -40,7 +40,7 @@ CONTROLLER_ADDRESS = "10.91.0.1"
 DISK = "/mnt/disk"
 """Where a host that has a disk of its own sees it."""
 
-_CACHE = Path("/var/cache/fury-lab")
+_CACHE = Path(os.environ.get("FURY_LAB_CACHE", "/var/cache/fury-lab"))
 _STATE = Path("/run/fury-lab")
 _CAP_SYS_ADMIN = 21
 _TOOLS = "ip losetup mkfs.ext4 mmdebstrap mount nsenter ssh ssh-keygen systemd-nspawn umount"
@@ -87,7 +87,7 @@ sys.exit(1)
 # ssh's ProxyCommand: connects in the controller's namespace and hands the socket over, so nothing stays in between.
 _DIAL = """
 import socket, sys
-connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)
 socket.send_fds(socket.socket(fileno=1), [b"\\0"], [connection.fileno()])
 """
 
@@ -171,51 +171,43 @@ class _Ledger:
 
     path: Path
     owner: tuple[int, str]
-    netns: list[str] = field(default_factory=list)
-    cgroups: list[str] = field(default_factory=list)
-    mounts: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    directories: list[str] = field(default_factory=list)
+    made: list[tuple[str, str]] = field(default_factory=list)
+    """In order: what (cgroup, directory, loop, mount, netns) and which; a loop device is known by its image."""
 
-    def note(self, kind: str, value: str) -> None:
-        """Remember `value` on disk; returns only once it is there."""
-        getattr(self, kind).append(value)
-        self.save()
-
-    def save(self) -> None:
+    def note(self, kind: str, which: str | Path) -> None:
+        """Remember on disk what is about to be made."""
+        self.made.append((kind, str(which)))
         new = self.path.with_suffix(".new")
-        new.write_text(json.dumps({key: value for key, value in asdict(self).items() if key != "path"}))
+        new.write_text(json.dumps({"owner": self.owner, "made": self.made}))
         new.replace(self.path)
 
     @classmethod
     def load(cls, path: Path) -> _Ledger:
         content = json.loads(path.read_text())
-        owner = content.pop("owner")
-        return cls(path, (owner[0], owner[1]), **content)
-
-    def owner_lives(self) -> bool:
-        pid, started = self.owner
-        return _started(pid) == started
+        pid, started = content["owner"]
+        return cls(path, (pid, started), [(kind, which) for kind, which in content["made"]])
 
     def undo(self) -> None:
-        """Take back everything in the ledger, then the ledger; what cannot be taken back stays in it and raises."""
-        for cgroup in self.cgroups:
-            _empty_cgroup(Path(cgroup))
-        for name in self.netns:
-            _kill_in_netns(name)
-        for mount in reversed(self.mounts):
-            if any(where == mount for where, _, _ in _mounts()):
-                _sh(["umount", mount])
-        for image in self.images:
-            for line in _sh(["losetup", "--noheadings", "--output", "NAME", "--associated", image]).split():
-                _sh(["losetup", "--detach", line])
-        for name in self.netns:
-            if Path("/run/netns", name).exists():
-                _sh(["ip", "netns", "delete", name])
-        for directory in self.directories:
-            if Path(directory).exists():
-                shutil.rmtree(directory)
-        self.path.unlink()
+        """Take back everything in the ledger, then the ledger; raises at what it cannot, and can be repeated."""
+        for kind, which in self.made:
+            if kind == "cgroup":
+                _kill_in_cgroup(Path(which))
+        for kind, which in self.made:
+            if kind == "netns":
+                _kill_in_netns(which)
+        for kind, which in reversed(self.made):
+            if kind == "mount" and any(where == which for where, _, _ in _mounts()):
+                _unmount(which)
+            elif kind == "loop":
+                for device in _sh(["losetup", "--noheadings", "--output", "NAME", "--associated", which]).split():
+                    _sh(["losetup", "--detach", device])
+            elif kind == "netns" and Path("/run/netns", which).exists():
+                _sh(["ip", "netns", "delete", which])
+            elif kind == "cgroup":
+                _remove_cgroup(Path(which))
+            elif kind == "directory" and Path(which).exists():
+                shutil.rmtree(which)
+        self.path.unlink(missing_ok=True)
 
 
 def clean_leftovers() -> list[str]:
@@ -224,9 +216,9 @@ def clean_leftovers() -> list[str]:
     _STATE.mkdir(parents=True, exist_ok=True)
     with _locked(_STATE / "lock"):
         for path in sorted(_STATE.glob("*.json")):
-            ledger = _Ledger.load(path)
-            if not ledger.owner_lives():
-                ledger.undo()
+            pid, started = json.loads(path.read_text())["owner"]
+            if _started(pid) != started:
+                _Ledger.load(path).undo()
                 cleaned.append(path.stem)
     return cleaned
 
@@ -474,7 +466,9 @@ class Fleet:
         lines = ["[fury_agents]"]
         lines += [f"{host.name} ansible_host={host.address}" for host in self.hosts]
         lines += ["", "[fury_agents:vars]", f"ansible_user={user}", f"ansible_ssh_private_key_file={self.key}"]
-        lines += [f"ansible_ssh_common_args='{options}'", "", extra]
+        lines += [f"ansible_ssh_common_args='{options}'"]
+        # Fleets have the same addresses: without a directory of its own one would use another's persistent connections.
+        lines += [f"ansible_control_path_dir={self.directory}/cp", "", extra]
         path.write_text("\n".join(lines))
         return path
 
@@ -500,10 +494,10 @@ class Fleet:
 
     def _lay_out(self, ledger: _Ledger) -> None:
         """The network, the keys and the cgroups: all that is there before the first host."""
-        ledger.note("directories", str(self.directory))
+        ledger.note("directory", self.directory)
         self.directory.mkdir(mode=0o711)
         # Shared, so that what is unmounted here goes from the copies, too, that `ip netns exec` makes of all mounts.
-        ledger.note("mounts", str(self.directory))
+        ledger.note("mount", self.directory)
         _sh(["mount", "--bind", str(self.directory), str(self.directory)])
         _sh(["mount", "--make-shared", str(self.directory)])
         ledger.note("netns", self.netns)
@@ -532,7 +526,7 @@ class Fleet:
         lines += [f"  ProxyCommand {dial} %h %p\n"]
         self.ssh_config.write_text("\n".join(lines))
         for mount in _cgroup_mounts():
-            ledger.note("cgroups", str(Path(mount, f"fury{self.id}")))
+            ledger.note("cgroup", Path(mount, f"fury{self.id}"))
             for host in self.hosts:
                 Path(mount, f"fury{self.id}", host.name).mkdir(parents=True)
 
@@ -541,7 +535,7 @@ class Fleet:
         upper, work = host.directory / "upper", host.directory / "work"
         for directory in (host.directory, host.root, upper, work):
             directory.mkdir()
-        ledger.note("mounts", str(host.root))
+        ledger.note("mount", host.root)
         layers = f"lowerdir={base},upperdir={upper},workdir={work}"
         _sh(["mount", "-t", "overlay", "fury", "-o", layers, str(host.root)])
         etc = host.root / "etc"
@@ -567,15 +561,15 @@ class Fleet:
         backing.mkdir()
         where.mkdir()
         if host.spec.backing_mb:
-            ledger.note("mounts", str(backing))
+            ledger.note("mount", backing)
             _sh(["mount", "-t", "tmpfs", "-o", f"size={host.spec.backing_mb * 1_000_000}", "fury", str(backing)])
         image = backing / "image"
         with image.open("xb") as file:
             file.truncate(host.spec.disk_mb * 1_000_000)
         _sh(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=1", str(image)])
-        ledger.note("images", str(image))
+        ledger.note("loop", image)
         loop = _sh(["losetup", "--show", "--find", str(image)]).strip()
-        ledger.note("mounts", str(where))
+        ledger.note("mount", where)
         _sh(["mount", "-t", "ext4", loop, str(where)])
 
 
@@ -647,18 +641,20 @@ def _cgroup_mounts() -> list[str]:
     return unified[:1] + named[:1]
 
 
-def _empty_cgroup(cgroup: Path) -> None:
-    """Kill what is in a fleet's cgroup and remove it."""
-    if not cgroup.exists():
+def _kill_in_cgroup(cgroup: Path) -> None:
+    """Kill what is in a fleet's cgroup; returns once it is dead."""
+    if not (cgroup / "cgroup.kill").exists():  # gone, or of version 1, whose processes are in the other one as well
         return
-    if (cgroup / "cgroup.kill").exists():
-        # The hosts before their systemd-nspawn, which then removes its own locks and directories in /run/systemd.
-        for payload in cgroup.glob("*/payload/cgroup.kill"):
-            payload.write_text("1")
-        patience = time.monotonic() + 3
-        while "populated 1" in (cgroup / "cgroup.events").read_text() and time.monotonic() < patience:
-            time.sleep(0.02)
-        (cgroup / "cgroup.kill").write_text("1")
+    # The hosts before their systemd-nspawn, which then removes its own locks and directories in /run/systemd.
+    for payload in cgroup.glob("*/payload/cgroup.kill"):
+        payload.write_text("1")
+    patience = time.monotonic() + 3
+    while "populated 1" in _read(cgroup / "cgroup.events") and time.monotonic() < patience:
+        time.sleep(0.02)
+    (cgroup / "cgroup.kill").write_text("1")
+
+
+def _remove_cgroup(cgroup: Path) -> None:
     end = time.monotonic() + 10
     while cgroup.exists():  # what was killed may still be dying
         for directory, _, _ in os.walk(cgroup, topdown=False):
@@ -666,6 +662,14 @@ def _empty_cgroup(cgroup: Path) -> None:
                 os.rmdir(directory)
         if time.monotonic() > end:
             raise LabError(f"the cgroup {cgroup} cannot be removed: something in it cannot be killed")
+
+
+def _unmount(where: str) -> None:
+    end = time.monotonic() + 10
+    while (done := _capture(["umount", where], timeout_s=60)).returncode != 0:
+        if time.monotonic() > end:
+            raise LabError(f"{where} cannot be unmounted: {done.stderr.strip()}; close what uses it (fuser -m {where})")
+        time.sleep(0.1)
 
 
 def _kill_in_netns(name: str) -> None:

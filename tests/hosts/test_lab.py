@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,24 @@ pytestmark = pytest.mark.hosts
 
 REPOSITORY = Path(__file__).parents[2]
 
+CONNECT = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).recv(4).decode())"
+GREET = """
+import socket
+server = socket.create_server(("", 8000))
+print("up", flush=True)
+while True:
+    server.accept()[0].send(b"FURY")
+"""
+WRITE = """
+import os, sys
+file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+for _ in range(80):
+    os.write(file, os.urandom(10**6))
+print("written", flush=True)
+os.fsync(file)
+print("durable")
+"""
+
 
 def traces(fleet_id: str) -> list[str]:
     """Everything on this machine that bears a fleet's id: namespaces, mounts, loops, cgroups, processes, files."""
@@ -29,10 +48,8 @@ def traces(fleet_id: str) -> list[str]:
         found += [str(path) for path in Path(top).glob("*")] + [str(path) for path in Path(top).glob("*/*")]
     found += [str(path) for path in Path("/sys/fs/cgroup").glob("**/fury*")]
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            found.append(f"{process.name} {(process / 'cmdline').read_bytes().decode(errors='replace')}")
-        except OSError:
-            continue  # ended since it was listed
+        with contextlib.suppress(OSError):  # ended since it was listed
+            found.append(f"{process.name} {(process / 'cmdline').read_text(errors='replace')}")
     return [line for line in found if fleet_id in line]
 
 
@@ -87,21 +104,19 @@ def test_ansible_reaches_every_host_from_the_controller(fleet: Fleet, tmp_path: 
 
 def test_hosts_reach_the_controller_and_each_other_and_nobody_else_reaches_them(fleet: Fleet) -> None:
     """The fleet's network joins its hosts and its controller; the machine's own namespace is not on it."""
-    connect = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).recv(4).decode())"
-    greet = "import socket; s = socket.create_server(('', 8000)); print('up', flush=True)\nwhile 1: s.accept()[0].send(b'FURY')"
-    server = subprocess.Popen(fleet.controller_argv([sys.executable, "-c", greet]), stdout=subprocess.PIPE)
+    server = subprocess.Popen(fleet.controller_argv([sys.executable, "-c", GREET]), stdout=subprocess.PIPE)
     try:
         assert server.stdout is not None
         server.stdout.readline()
         for host in fleet.hosts:
-            assert host.run(["python3", "-c", connect, fleet.address, "8000"]).stdout == "FURY\n"
+            assert host.run(["python3", "-c", CONNECT, fleet.address, "8000"]).stdout == "FURY\n"
             for peer in fleet.hosts:
-                assert host.run(["python3", "-c", connect, peer.name, "22"]).stdout == "SSH-\n"
+                assert host.run(["python3", "-c", CONNECT, peer.name, "22"]).stdout == "SSH-\n"
     finally:
         server.kill()
         server.communicate()
     outside = subprocess.run(
-        [sys.executable, "-c", connect, fleet.hosts[0].address, "22"], capture_output=True, check=False
+        [sys.executable, "-c", CONNECT, fleet.hosts[0].address, "22"], capture_output=True, check=False
     )
     assert outside.returncode != 0
 
@@ -119,6 +134,34 @@ def test_a_pulled_cable_cuts_one_host_until_it_is_plugged_in_again(fleet: Fleet)
         host.link_up()
     host.wait_ready(5)
     assert host.run(["cat", "/sys/class/net/eth0/carrier"]).stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("make", "heal"),
+    [
+        (
+            "ip neigh replace 10.91.0.1 lladdr 02:00:00:00:00:99 dev eth0 nud permanent",
+            "ip neigh del 10.91.0.1 dev eth0",
+        ),
+        ("ip route add blackhole 10.91.0.1", "ip route del blackhole 10.91.0.1"),
+        ("ip route add prohibit 10.91.0.1", "ip route del prohibit 10.91.0.1"),
+        ("tc qdisc add dev eth0 root tbf rate 8kbit burst 100 limit 100", "tc qdisc del dev eth0 root"),
+        (
+            "nft add table ip lab; nft add chain ip lab o '{ type filter hook output priority 0; policy drop; }'",
+            "nft delete table ip lab",
+        ),
+    ],
+    ids=["half-open", "blackhole", "prohibit", "slow link", "firewall"],
+)
+def test_a_host_can_be_cut_off_in_many_ways_and_healed(fleet: Fleet, make: str, heal: str) -> None:
+    """A host's neighbours, routes, queues and firewall can be broken, and mended without its network."""
+    host = fleet.host("deb11")
+    host.enter(["sh", "-c", make])
+    try:
+        assert host.run(["true"], check=False).returncode == 255
+    finally:
+        host.enter(["sh", "-c", heal])
+    host.wait_ready(10)
 
 
 @pytest.mark.parametrize("how", ["from outside", "from inside", "after the plug was pulled"])
@@ -154,30 +197,35 @@ def test_a_rebooted_host_keeps_its_disk_and_nothing_else(lab: None, how: str) ->
 
 def test_a_disk_larger_than_its_backing_fails_at_fsync(lab: None) -> None:
     """A host has an ext4 disk of its own, and with `backing_mb` writes succeed that no fsync can make durable."""
-    script = "import os, sys; f = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\nfor _ in range(80): os.write(f, os.urandom(10**6))\n"
-    script += "print('written', flush=True); os.fsync(f); print('durable')"
     specs = [HostSpec("sound", "bookworm", disk_mb=200), HostSpec("rotten", "bookworm", disk_mb=200, backing_mb=40)]
     with Fleet(specs) as fleet:
         for host in fleet.hosts:
             assert host.run(["stat", "--file-system", "--format=%T", DISK]).stdout == "ext2/ext3\n"
-        sound = fleet.host("sound").run(["python3", "-c", script, f"{DISK}/file"])
+        sound = fleet.host("sound").run(["python3", "-c", WRITE, f"{DISK}/file"])
         assert sound.stdout == "written\ndurable\n"
-        rotten = fleet.host("rotten").run(["python3", "-c", script, f"{DISK}/file"], check=False)
+        rotten = fleet.host("rotten").run(["python3", "-c", WRITE, f"{DISK}/file"], check=False)
         assert rotten.stdout == "written\n"
         assert "OSError" in rotten.stderr
 
 
-def test_nothing_is_left_of_a_closed_fleet(lab: None) -> None:
-    """Closing a fleet takes away every namespace, mount, loop device, cgroup, process, lock and file of it."""
+def test_nothing_is_left_of_a_closed_fleet(fleet: Fleet) -> None:
+    """Closing a fleet takes away every namespace, mount, loop device, cgroup, process, lock and file of it.
+
+    Also while another fleet's controller runs a command, which holds a copy of all mounts of the time it began.
+    """
     before = locks()
-    with Fleet([HostSpec("one", "bookworm", disk_mb=100), HostSpec("two", "trixie")]) as fleet:
-        subprocess.Popen(fleet.controller_argv(["sleep", "600"]))
-        assert len(traces(fleet.id)) > 10
+    with Fleet([HostSpec("one", "bookworm", disk_mb=100), HostSpec("two", "trixie")]) as other:
+        subprocess.Popen(other.controller_argv(["sleep", "600"]))
+        holder = subprocess.Popen(fleet.controller_argv(["cat"]), stdin=subprocess.PIPE)
         mine = locks() - before
         assert len(mine) >= 2
-        fleet.host("two").power_off()
-    assert traces(fleet.id) == []
-    assert not locks() & mine
+        assert len(traces(other.id)) > 10
+        other.host("two").power_off()
+    try:
+        assert traces(other.id) == []
+        assert not locks() & mine
+    finally:
+        holder.communicate()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

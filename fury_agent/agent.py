@@ -1,0 +1,716 @@
+"""An agent's life: arm, wait for the common start, write, deliver, report; and clean up whatever happens."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+import queue
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
+
+from fury_agent import __version__
+from fury_agent.channel import Channel, Exchange, Refused, Sender, Trouble
+from fury_agent.chunks import ChunkDirectory
+from fury_agent.config import Config, check_directory
+from fury_agent.console import (
+    Console,
+    RolloverFigures,
+    RolloverLines,
+    count_text,
+    duration_text,
+    latency_row,
+    rate_text,
+    size_text,
+)
+from fury_agent.events import Events
+from fury_agent.histogram import Histogram
+from fury_agent.metrics import (
+    HostSampler,
+    MetricsServer,
+    Reading,
+    device_written_bytes,
+    host_facts,
+    make_registry,
+)
+from fury_agent.result import write_result
+from fury_agent.verdict import DiskError, FuryError, Verdict
+from fury_agent.writer import Progress, Ring, Rollover, Writer
+
+_TICK_S = 0.5
+_READY_APART_S = 0.5
+_EXCHANGES_KEPT = 60
+_EXCHANGES_WANTED = 3
+_QUIET_LINE_S = 10.0
+_SECOND_SIGNAL_S = 2.0
+_SWITCH_INTERVAL_S = 0.0005
+_ROLLOVERS_NEEDED = 2
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How it ended: `summary` is the agent's object of summary.json."""
+
+    verdict: Verdict
+    reason: str
+    summary: Dict[str, Any]
+
+
+def check(config: Config) -> None:
+    """Raises FuryError for whatever would keep this agent from starting on this host; changes nothing."""
+    base = check_directory(config.directory, child=f"fury-{config.name}")
+    if config.state_directory is not None:
+        check_directory(config.state_directory, "state_directory", system_allowed=True)
+    chunks = ChunkDirectory(base, agent=config.name, run_id=config.run_id)
+    chunks.inspect()
+    chunks.require_space(needed=config.keep * config.chunk_bytes, floor=config.free_floor_bytes)
+
+
+def run(config: Config, *, console: Console, debug: bool = False) -> Result:
+    """Runs one agent to its end and says how it ended. Raises nothing for what a run can meet."""
+    return _Agent(config, console=console, debug=debug).run()
+
+
+class _Agent:
+    def __init__(self, config: Config, *, console: Console, debug: bool) -> None:
+        self.config = config
+        self.console = console
+        self.debug = debug
+        self.host = socket.gethostname()
+        self.epoch = os.urandom(8).hex()
+        self.inbox: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is safe in a signal handler
+        self.events = Events(keep=config.collector_url is not None)
+        self.sampler = HostSampler()
+        self.chunks: Optional[ChunkDirectory] = None
+        self.writer: Optional[Writer] = None
+        self.metrics: Optional[MetricsServer] = None
+        self.channel: Optional[Channel] = None
+        self.sender: Optional[Sender] = None
+        self.facts: Mapping[str, Any] = {}
+        self.calibrated = 0.0
+        self.best_exchange: Optional[Exchange] = None
+        self.fresh_rollovers: Deque[Rollover] = collections.deque()
+        self.writer_ended = False
+        self.writer_stuck = False
+        self.stop_reason: Optional[str] = None
+        self.stopped_s = 0.0
+        self.hurry = False
+        self.errors = 0
+        self.collector_unreachable = False
+        self.cleanup_left: Optional[str] = None
+        self.device_bytes: Optional[int] = None
+        self.cpu_s = 0.0
+        self.sampled_write = Histogram()
+        self.sampled_fsync = Histogram()
+        self.verdict = Verdict.INCOMPLETE
+        self.reason = "it did not come to its end"
+
+    def run(self) -> Result:
+        with self._signals_caught():
+            try:
+                try:
+                    self._arm()
+                    start_s = self._await_start()
+                    self._write(start_s)
+                    self._judge()
+                except FuryError as error:
+                    self._conclude(error.verdict, error.message)
+                except Exception as error:  # noqa: BLE001 - nothing unforeseen may keep it from cleaning up and saying so
+                    self._conclude_unforeseen(error)
+                self._clean_up()
+                self._deliver()
+                return self._report()
+            finally:
+                self._clean_up()
+                self._close()
+
+    # --- arm -------------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        config = self.config
+        base = check_directory(config.directory, child=f"fury-{config.name}")
+        if config.state_directory is not None:
+            check_directory(config.state_directory, "state_directory", system_allowed=True)
+        self.chunks = ChunkDirectory(base, agent=config.name, run_id=config.run_id)
+        self.console.say(
+            f"{config.name} is preparing {count_text(config.keep, 'chunk')} of {config.chunk_mb} MB "
+            f"in {self.chunks.path} (run {config.run_id})"
+        )
+        self.chunks.claim()
+        self.facts = host_facts(self.chunks.path)
+        if not self.chunks.allocate(
+            slots=config.keep, size=config.chunk_bytes, floor=config.free_floor_bytes, stopped=self._stopped
+        ):
+            raise self._stopped_early()
+        ring = Ring(
+            slots=config.keep,
+            chunk_bytes=config.chunk_bytes,
+            open_slot=self.chunks.open_slot,
+            slot_path=self.chunks.slot_path,
+            free_bytes=self.chunks.free_bytes,
+            free_floor_bytes=config.free_floor_bytes,
+        )
+        self.writer = Writer(
+            ring,
+            block_bytes=config.block_bytes,
+            identity=f"{config.run_id}/{config.name}/{self.epoch}",
+            on_start=self._on_start,
+            on_rollover=self._on_rollover,
+            on_end=self._on_writer_end,
+        )
+        self.calibrated = self.writer.calibrate(stopped=self._stopped)
+        if self.stop_reason:
+            raise self._stopped_early()
+        self._require_two_rollovers()
+        registry = make_registry(self._read, run_id=config.run_id, version=__version__, directory=self.chunks.path)
+        self.metrics = MetricsServer(registry, address=config.metrics_address, port=config.metrics_port)
+        self.console.say(f"metrics: {self.metrics.url}")
+
+    def _require_two_rollovers(self) -> None:
+        config, rate = self.config, self.calibrated
+        expected = rate * config.seconds / config.chunk_bytes
+        if expected >= _ROLLOVERS_NEEDED:
+            many = f"about {expected:.0f}" if expected < 1e6 else "more than a million"
+            self.console.say(f"this disk took {rate_text(rate)} when tried; {config.seconds} s hold {many} rollovers")
+            return
+        said = f"{config.seconds} s at the {rate_text(rate)} this disk took when tried hold {expected:.2g} rollovers"
+        if config.allow_few_rollovers:
+            self.console.say(f"{said} of {config.chunk_mb} MB; allow_few_rollovers is set, so it goes on")
+            return
+        # A fifth of margin, so that what is proposed still holds when the next trial sees a slightly slower disk.
+        minutes = math.ceil(_ROLLOVERS_NEEDED * config.chunk_bytes * 1.2 / rate / 60)
+        chunk_mb = int(rate * config.seconds / _ROLLOVERS_NEEDED / 1.2 / 1e6)
+        ways = [f"give minutes={minutes} or more"] if minutes <= 10_080 else []
+        ways += [f"give chunk_mb={chunk_mb} or less"] if chunk_mb >= 1 else []
+        raise FuryError(
+            Verdict.PRECONDITION,
+            f"{said} of {config.chunk_mb} MB chunks and {_ROLLOVERS_NEEDED} are needed; "
+            + ", or ".join([*ways, "set allow_few_rollovers"]),
+        )
+
+    # --- the common start ------------------------------------------------------------------------------------------
+
+    def _await_start(self) -> float:
+        """The instant of time.monotonic() at which to begin: now by hand, the fleet's with a collector."""
+        config = self.config
+        if config.collector_url is None:
+            return time.monotonic()
+        self.channel = self._make_channel(config.collector_url)
+        self.console.say(f"{config.name} is armed and waits for the start from {config.collector_url}")
+        description = {
+            "metrics_address": config.metrics_address,
+            "metrics_port": self.metrics.port if self.metrics else 0,
+            "chunk_bytes": config.chunk_bytes,
+            "seconds": config.seconds,
+            "calibrated_bytes_per_second": self.calibrated,
+            "host": self.host,
+            "agent_version": __version__,
+        }
+        exchanges: Deque[Exchange] = collections.deque(maxlen=_EXCHANGES_KEPT)  # older ones have drifted
+        deadline_s = time.monotonic() + config.barrier_seconds
+        missing: Optional[Tuple[str, ...]] = None
+        trouble: Optional[str] = None
+        while not self.stop_reason:
+            asked_s = time.monotonic()
+            if asked_s >= deadline_s:
+                raise self._barrier_timed_out(missing, trouble)
+            try:
+                exchange = self.channel.ready(description)
+            except Trouble as error:
+                if trouble is None:
+                    self.console.say(f"the collector does not answer yet: {error}")
+                trouble = str(error)
+            except Refused as error:
+                raise FuryError(
+                    Verdict.PRECONDITION,
+                    f"the collector at {config.collector_url} refused {config.name} of run {config.run_id}: {error}",
+                ) from error
+            else:
+                trouble = None
+                exchanges.append(exchange)
+                state = exchange.answer["state"]
+                if state == "abort":
+                    reason = exchange.answer.get("reason") or "no reason given"
+                    raise FuryError(Verdict.INCOMPLETE, f"the collector called the run off: {reason}")
+                if state == "start":
+                    start_in_s = float(exchange.answer["start_in_s"])
+                    if len(exchanges) < _EXCHANGES_WANTED and start_in_s > _READY_APART_S:
+                        continue  # the first round trip is the slowest: ask again for a better clock offset
+                    best = min(exchanges, key=lambda one: one.round_trip_s)
+                    self.best_exchange = best
+                    return max(time.monotonic(), exchange.collector_s + start_in_s + best.offset_s)
+                missing = self._say_missing(exchange.answer, missing)
+            self._wait(_READY_APART_S - (time.monotonic() - asked_s))
+        raise self._stopped_early()
+
+    def _say_missing(self, answer: Mapping[str, Any], before: Optional[Tuple[str, ...]]) -> Tuple[str, ...]:
+        names = answer.get("missing")
+        missing = tuple(str(name) for name in names) if isinstance(names, list) else ()
+        if missing != before and missing:
+            self.console.say(f"waiting for {_names(missing)}")
+        return missing
+
+    def _barrier_timed_out(self, missing: Optional[Tuple[str, ...]], trouble: Optional[str]) -> FuryError:
+        waited = f"within {self.config.barrier_seconds} s"
+        if trouble is not None:
+            self.collector_unreachable = True
+            return FuryError(
+                Verdict.PRECONDITION,
+                f"the collector at {self.config.collector_url} did not answer {waited} ({trouble}); "
+                "start it, or see to the network between",
+            )
+        return FuryError(
+            Verdict.INCOMPLETE,
+            f"the start did not come {waited}; missing at the end: {_names(missing or ())}; "
+            "see to them, or raise barrier_seconds",
+        )
+
+    # --- write -----------------------------------------------------------------------------------------------------
+
+    def _write(self, start_s: float) -> None:
+        config, writer = self.config, self.writer
+        assert writer is not None
+        assert self.chunks is not None
+        if self.channel is not None:
+            self._start_sender(self.channel)
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)  # the writer gets the interpreter back soon after each call
+        device_before, cpu_before = device_written_bytes(), time.process_time()
+        self.sampler.sample()
+        if self.stop_reason:
+            raise self._stopped_early()
+        writer.start(start_s=start_s, runtime_s=config.seconds)
+        if self.stop_reason:  # a signal between the two lines above had no writer to stop
+            writer.stop()
+        ahead = f", starting in {start_s - time.monotonic():.1f} s" if start_s - time.monotonic() > 0.1 else ""
+        self.console.say(
+            f"{config.name} is writing {config.chunk_mb} MB chunks to {self.chunks.path} "
+            f"for {duration_text(config.seconds)}{ahead}"
+        )
+        lines = RolloverLines(self.console)
+        deadline_s = start_s + config.seconds
+        next_beat, next_sample = start_s + config.heartbeat_seconds, start_s + config.sample_seconds
+        while not self.writer_ended:
+            now = time.monotonic()
+            self._wait(min(next_beat, next_sample, now + _TICK_S) - now)
+            now = time.monotonic()
+            over = now >= deadline_s or self.stop_reason is not None
+            if now >= next_beat:
+                self._heartbeat("draining" if over else "writing")
+                next_beat = _next_time(next_beat, config.heartbeat_seconds, now)
+            if now >= next_sample and not self.writer_ended:
+                self._sample()
+                next_sample = _next_time(next_sample, config.sample_seconds, now)
+            self._tell(lines, start_s)
+            if over:
+                self._require_answer(writer, min(deadline_s, self.stopped_s or deadline_s), now)
+        writer.join(1.0)
+        self._tell(lines, start_s)
+        lines.flush()
+        self.console.clear()
+        self._sample()
+        self.cpu_s = time.process_time() - cpu_before
+        device_after = device_written_bytes()
+        if device_before is not None and device_after is not None:
+            self.device_bytes = device_after - device_before
+
+    def _on_start(self, instant_s: float) -> None:  # in the writer's thread, as are the next two
+        best, config = self.best_exchange, self.config
+        self.events.append(
+            "start",
+            {
+                "start_collector_mono_s": None if best is None else instant_s - best.offset_s,
+                "rtt_s": None if best is None else best.round_trip_s,
+                "chunk_bytes": config.chunk_bytes,
+                "block_bytes": min(config.block_bytes, config.chunk_bytes),
+                "planned_seconds": config.seconds,
+                "host": self.host,
+                "facts": {**self.facts, "calibrated_bytes_per_second": self.calibrated, "agent_version": __version__},
+            },
+        )
+
+    def _on_rollover(self, rollover: Rollover) -> None:
+        self.events.append("rollover", dataclasses.asdict(rollover))
+        self.fresh_rollovers.append(rollover)
+
+    def _on_writer_end(self) -> None:
+        self.writer_ended = True
+        self.inbox.put(None)
+
+    def _heartbeat(self, phase: str) -> None:
+        progress = self._progress()
+        self.events.append(
+            "heartbeat",
+            {
+                "phase": phase,
+                "written_bytes": progress.handed_bytes,
+                "rollovers": progress.rollovers,
+                "pending_events": self.events.counts().pending,
+            },
+        )
+
+    def _sample(self) -> None:
+        host, progress = self.sampler.sample(), self._progress()
+        seq = self.events.append(
+            "sample",
+            {
+                **dataclasses.asdict(host),
+                "written_bytes": progress.durable_bytes,
+                "disk_free_bytes": self._free_bytes(),
+                "write_histogram": progress.write_latency.since(self.sampled_write).to_dict(),
+                "fsync_histogram": progress.fsync_latency.since(self.sampled_fsync).to_dict(),
+            },
+        )
+        if seq is not None:  # what a dropped sample held goes into the next one
+            self.sampled_write, self.sampled_fsync = progress.write_latency, progress.fsync_latency
+
+    def _tell(self, lines: RolloverLines, start_s: float) -> None:
+        while self.fresh_rollovers:
+            rollover = self.fresh_rollovers.popleft()
+            lines.add(
+                RolloverFigures(
+                    number=rollover.chunk + 1,
+                    size=rollover.bytes,
+                    seconds=rollover.seconds,
+                    fsync_s=rollover.fsync_seconds,
+                    write_p99_s=rollover.write_p99_s,
+                    write_max_s=rollover.write_max_s,
+                )
+            )
+        lines.tick()
+        elapsed = min(max(0.0, time.monotonic() - start_s), float(self.config.seconds))
+        quiet = time.monotonic() - lines.last_line_s >= _QUIET_LINE_S
+        if not self.console.live and not quiet:
+            return
+        progress = self._progress()
+        line = (
+            f"{self.config.name}: {elapsed:.0f} of {self.config.seconds} s, "
+            f"{rate_text(progress.handed_bytes / max(elapsed, 0.001))}, {count_text(progress.rollovers, 'rollover')}"
+        )
+        if self.console.live:
+            self.console.show(line)
+        else:
+            self.console.say(line)
+            lines.last_line_s = time.monotonic()
+
+    def _require_answer(self, writer: Writer, ended_s: float, now_s: float) -> None:
+        """Raises FuryError when the writer has been in one call for longer than even its backlog explains."""
+        progress = self._progress()
+        backlog_s = 2 * (progress.handed_bytes - progress.durable_bytes) / max(self.calibrated, 1.0)
+        patience_s = self.config.drain_seconds + backlog_s
+        if now_s - ended_s > patience_s and not self.writer_ended:
+            self.writer_stuck = True
+            self.errors += 1
+            raise FuryError(
+                Verdict.DISK_ERROR,
+                f"the {writer.doing} has not returned for {patience_s:.0f} s after the end of writing; "
+                "look at the kernel's log and at this disk; nothing could be removed",
+            )
+
+    def _judge(self) -> None:
+        writer, config = self.writer, self.config
+        assert writer is not None
+        progress = writer.progress()
+        failure = writer.failure
+        if isinstance(failure, DiskError):
+            self.errors += 1
+            self.events.append(
+                "error",
+                {
+                    "message": failure.message,
+                    "operation": failure.operation,
+                    "path": failure.path,
+                    "errno": failure.errno,
+                },
+            )
+            raise failure
+        if failure is not None:
+            raise failure
+        after = f"after {max(0.0, (writer.stopped_s or 0.0) - (progress.started_s or 0.0)):.1f} of {config.seconds} s"
+        if writer.floor_reached is not None:
+            raise FuryError(
+                Verdict.INCOMPLETE,
+                f"stopped after {progress.seconds:.1f} of {config.seconds} s: {size_text(writer.floor_reached)} are "
+                f"free in {config.directory} and {size_text(config.free_floor_bytes)} have to stay free; "
+                "something else fills this file system",
+            )
+        if writer.stopped_s is not None:
+            raise FuryError(Verdict.INCOMPLETE, f"{self.stop_reason or 'stopped'} {after}")
+        if progress.rollovers < _ROLLOVERS_NEEDED and not config.allow_few_rollovers:
+            raise FuryError(
+                Verdict.INCOMPLETE,
+                f"only {count_text(progress.rollovers, 'rollover')} of {config.chunk_mb} MB came about in "
+                f"{config.seconds} s and {_ROLLOVERS_NEEDED} are needed; "
+                "give more minutes or smaller chunks, or set allow_few_rollovers",
+            )
+        self._conclude(Verdict.PASS, "")
+
+    # --- deliver and report ----------------------------------------------------------------------------------------
+
+    def _clean_up(self) -> None:
+        chunks = self.chunks
+        if chunks is None or not chunks.claimed:
+            return
+        if self.writer is not None and not self.writer_ended and not self.writer_stuck:
+            self.writer.stop()  # only when something unforeseen ended the loop above
+            self.writer_stuck = not self.writer.join(self.config.drain_seconds)
+        if self.writer_stuck:
+            self.cleanup_left = f"{chunks.path} is left: its disk does not answer"
+            return
+        self.cleanup_left = chunks.remove()
+        if self.cleanup_left and self.verdict is Verdict.PASS:
+            self._conclude(Verdict.CLEANUP_UNCONFIRMED, self.cleanup_left)
+
+    def _deliver(self) -> None:
+        """Appends the final, and waits until the collector has everything, the time is up or a second signal comes."""
+        progress, counts, config = self._progress(), self.events.counts(), self.config
+        self.events.append(
+            "final",
+            {
+                "verdict": self.verdict.value,
+                "reason": self.reason or self._pass_sentence(progress),
+                "written_bytes": progress.durable_bytes,
+                "tail_bytes": progress.tail_bytes,
+                "rollovers": progress.rollovers,
+                "seconds": progress.seconds,
+                "samples_dropped": counts.samples_dropped,
+                "heartbeats_coalesced": counts.heartbeats_coalesced,
+                "errors": self.errors,
+                "write_histogram": progress.write_latency.to_dict(),
+                "fsync_histogram": progress.fsync_latency.to_dict(),
+                "device_written_bytes": self.device_bytes,
+            },
+        )
+        if config.collector_url is None:
+            return
+        if self.sender is None:
+            self._start_sender(self.channel or self._make_channel(config.collector_url))
+        sender = self.sender
+        assert sender is not None
+        sender.finish()
+        patience_s = 1.0 if self.collector_unreachable else float(config.drain_seconds)
+        deadline_s = time.monotonic() + patience_s
+        told_s = time.monotonic() + 2.0
+        while not sender.join(0.1) and time.monotonic() < deadline_s and not self.hurry:
+            if time.monotonic() >= told_s:
+                told_s = deadline_s
+                trouble = f" ({sender.trouble})" if sender.trouble else ""
+                pending = count_text(self.events.counts().pending, "event")
+                self.console.say(f"delivering {pending} to the collector for up to {config.drain_seconds} s{trouble}")
+        sender.cancel()
+        self._judge_delivery(sender)
+
+    def _judge_delivery(self, sender: Sender) -> None:
+        counts = self.events.counts()
+        problem = None
+        if counts.set_aside:
+            problem = f"the collector refused {count_text(counts.set_aside, 'event')}: {sender.refusal}"
+        elif counts.pending:
+            trouble = sender.trouble or "there was no time left"
+            problem = f"the collector did not get {count_text(counts.pending, 'event')} of {counts.issued}: {trouble}"
+        elif not sender.receipt:
+            problem = "the collector has taken every event but gave no receipt; look at its messages"
+        if problem is None:
+            return
+        if self.verdict is Verdict.PASS:
+            self._conclude(Verdict.INCOMPLETE, problem)
+        else:
+            self.console.say(problem)
+
+    def _report(self) -> Result:
+        progress = self._progress()
+        if not self.reason:
+            self.reason = self._pass_sentence(progress)
+        summary = self._summary(progress)
+        if progress.started_s is not None:
+            self.console.table(f"statistics of {self.config.name}", self._rows(progress))
+        if self.cleanup_left and self.verdict is not Verdict.CLEANUP_UNCONFIRMED:
+            self.console.say(self.cleanup_left)
+        self._write_result(summary)
+        subject = f"{self.config.name} " if self.verdict is Verdict.PASS else f"{self.config.name}: "
+        self.console.say(f"{self.verdict.value}: {subject}{self.reason}")
+        return Result(self.verdict, self.reason, summary)
+
+    def _summary(self, progress: Progress) -> Dict[str, Any]:
+        counts = self.events.counts()
+        return {
+            "name": self.config.name,
+            "host": self.host,
+            "verdict": self.verdict.value,
+            "reason": self.reason,
+            "epochs": 1,
+            "events_issued": counts.issued,
+            "events_stored": counts.stored,
+            "written_bytes": progress.durable_bytes,
+            "rollovers": progress.rollovers,
+            "seconds": progress.seconds,
+            "throughput_bytes_per_second": _rate(progress),
+            "write_latency_seconds": progress.write_latency.summary(),
+            "fsync_latency_seconds": progress.fsync_latency.summary(),
+            "device_written_bytes": self.device_bytes,
+            "cleanup": "unconfirmed" if self.cleanup_left else "confirmed",
+            "run_id": self.config.run_id,
+            "calibrated_bytes_per_second": self.calibrated,
+            "agent_cpu_seconds": self.cpu_s,
+        }
+
+    def _rows(self, progress: Progress) -> List[Tuple[str, str]]:
+        counts, host = self.events.counts(), self.sampler.latest
+        device = "unknown" if self.device_bytes is None else size_text(self.device_bytes)
+        gigabytes = progress.handed_bytes / 1e9
+        cpu = f"{self.cpu_s / gigabytes:.2f} CPU s/GB" if gigabytes else "-"
+        delivered = f", {counts.stored} delivered" if self.config.collector_url else " (not sent: no collector_url)"
+        return [
+            ("written", f"{size_text(progress.durable_bytes)} durable (the kernel counted {device})"),
+            ("time", f"{progress.seconds:.1f} s"),
+            ("rate", rate_text(_rate(progress))),
+            ("rollovers", f"{progress.rollovers} of {self.config.chunk_bytes} bytes"),
+            ("write", latency_row(progress.write_latency.summary())),
+            ("fsync", latency_row(progress.fsync_latency.summary())),
+            ("agent", f"{cpu}, {host.agent_rss_bytes / 1048576:.0f} MiB of memory"),
+            ("events", f"{counts.issued} issued{delivered}"),
+        ]
+
+    def _pass_sentence(self, progress: Progress) -> str:
+        return (
+            f"wrote {size_text(progress.durable_bytes)} in {progress.seconds:.1f} s ({rate_text(_rate(progress))}), "
+            f"{count_text(progress.rollovers, 'rollover')}, nothing left behind"
+        )
+
+    def _write_result(self, summary: Mapping[str, Any]) -> None:
+        directory = self.config.state_directory
+        if directory is None:
+            return
+        try:
+            write_result(directory, summary)
+        except OSError as error:
+            self.console.say(f"result.json could not be written to {directory} ({error.strerror})")
+
+    # --- shared by the above ---------------------------------------------------------------------------------------
+
+    def _conclude(self, verdict: Verdict, reason: str) -> None:
+        self.verdict, self.reason = verdict, reason
+
+    def _conclude_unforeseen(self, error: BaseException) -> None:
+        if self.debug:
+            traceback.print_exception(type(error), error, error.__traceback__)
+        self._conclude(
+            Verdict.INCOMPLETE,
+            f"something unforeseen happened ({type(error).__name__}: {error}); run it with --debug and report it",
+        )
+
+    def _make_channel(self, url: str) -> Channel:
+        return Channel(url, run_id=self.config.run_id, agent=self.config.name, epoch=self.epoch)
+
+    def _start_sender(self, channel: Channel) -> None:
+        self.sender = Sender(
+            channel,
+            peek=self.events.peek,
+            acknowledge=self.events.acknowledge,
+            set_aside=self.events.set_aside,
+            on_command=self._on_command,
+        )
+        self.sender.start()
+
+    def _on_command(self, command: str) -> None:  # in the sender's thread
+        if command == "stop":
+            self._stop("stopped by the collector")
+
+    def _stop(self, reason: str) -> None:
+        if self.stop_reason is None:
+            self.stopped_s = time.monotonic()
+            self.stop_reason = reason
+        if self.writer is not None:
+            self.writer.stop()
+        self.inbox.put(None)
+
+    def _stopped(self) -> bool:
+        return self.stop_reason is not None
+
+    def _stopped_early(self) -> FuryError:
+        return FuryError(Verdict.INCOMPLETE, f"{self.stop_reason} before the start")
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if self.stop_reason is not None and time.monotonic() - self.stopped_s > _SECOND_SIGNAL_S:
+            self.hurry = True  # asked twice: do not wait for the collector either
+        self._stop(f"stopped by {signal.Signals(number).name}")
+
+    @contextlib.contextmanager
+    def _signals_caught(self) -> Any:
+        before: Dict[signal.Signals, Any] = {}
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:  # nohup is respected
+                before[number] = signal.signal(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _wait(self, seconds: float) -> None:
+        """Waits for `seconds`, or until somebody puts something into the inbox."""
+        with contextlib.suppress(queue.Empty):
+            self.inbox.get(timeout=max(0.0, seconds))
+
+    def _progress(self) -> Progress:
+        return self.writer.progress() if self.writer is not None else _NO_PROGRESS
+
+    def _free_bytes(self) -> Optional[int]:
+        try:
+            return None if self.chunks is None else self.chunks.free_bytes()
+        except OSError:
+            return None
+
+    def _read(self) -> Reading:
+        progress, host = self._progress(), self.sampler.latest
+        return Reading(
+            written_bytes=progress.durable_bytes,
+            rollovers=progress.rollovers,
+            write_errors=self.errors,
+            write_latency=progress.write_latency,
+            fsync_latency=progress.fsync_latency,
+            journal_events=self.events.counts().pending,
+            chunk_bytes=self.config.chunk_bytes,
+            disk_free_bytes=self._free_bytes(),
+            host=host,
+        )
+
+    def _close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        if self.sender is not None:
+            self.sender.cancel()
+        elif self.channel is not None:
+            self.channel.close()
+
+
+_NO_PROGRESS = Progress(
+    started_s=None,
+    ended_s=None,
+    handed_bytes=0,
+    durable_bytes=0,
+    tail_bytes=0,
+    rollovers=0,
+    write_latency=Histogram(),
+    fsync_latency=Histogram(),
+)
+
+
+def _next_time(planned_s: float, interval_s: float, now_s: float) -> float:
+    """The next multiple of the interval that is still ahead: what was missed is not made up for."""
+    return planned_s + interval_s * (math.floor((now_s - planned_s) / interval_s) + 1)
+
+
+def _rate(progress: Progress) -> float:
+    return progress.durable_bytes / progress.seconds if progress.seconds else 0.0
+
+
+def _names(names: Tuple[str, ...]) -> str:
+    shown = ", ".join(names[:5]) or "nobody named"
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

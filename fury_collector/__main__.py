@@ -1,0 +1,182 @@
+"""`python -m fury_collector`: serve a run, list runs, report one, export one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fury_collector import __version__, report, wire
+from fury_collector.db import Database
+from fury_collector.errors import BadInput, CollectorError, Precondition
+
+_DATABASE = click.option(
+    "--database",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("fury.db"),
+    show_default=True,
+    help="The SQLite database of all runs.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="fury_collector", help="Show the version and stop.")
+def cli() -> None:
+    """Record what Fury's agents report, start them together, and say how a run went."""
+
+
+@cli.command()
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The run and its agents as JSON (docs/protocol.md).",
+)
+@_DATABASE
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=9475,
+    show_default=True,
+    help="The port to listen on; 0 takes any free one.",
+)
+@click.option(
+    "--state-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to say pid, port and URL as JSON once it listens; removed at the end.",
+)
+@click.option(
+    "--barrier-seconds",
+    type=click.IntRange(1, 86400),
+    default=300,
+    show_default=True,
+    help="How long to wait from now on for all agents to be ready before the run is aborted.",
+)
+@click.option("--stay", is_flag=True, help="Stay when the run is over, until SIGTERM or SIGINT.")
+def serve(**options: Any) -> None:
+    """Serve one run: wait for its agents, start them together, store what they report, and end with the run."""
+    from fury_collector import server  # gevent is not needed by the other commands
+
+    server.serve(
+        wire.plan(_read_json(options["plan_file"], "plan")),
+        options["database"],
+        host=options["host"],
+        port=options["port"],
+        state_file=options["state_file"],
+        barrier_seconds=options["barrier_seconds"],
+        stay=options["stay"],
+        tell=server.printer(),
+    )
+
+
+@cli.command()
+@_DATABASE
+def runs(database: Path) -> None:
+    """List all runs, newest first."""
+    store = Database(database, create=False)
+    try:
+        lines = store.list_runs()
+    finally:
+        store.close()
+    if not lines:
+        click.echo("there is no run yet")
+        return
+    width = max(len("run"), *(len(line.run_id) for line in lines))
+    click.echo(f"{'run':<{width}}  {'created':<24}  {'state':<9}  {'agents':>6}  {'rollovers':>9}")
+    for line in lines:
+        click.echo(
+            f"{line.run_id:<{width}}  {line.created_at:<24}  {line.state:<9}  {line.agents:>6}  {line.rollovers:>9}"
+        )
+
+
+@cli.command(name="report")
+@click.argument("run_id", metavar="RUN")
+@_DATABASE
+def report_(run_id: str, database: Path) -> None:
+    """Print the general statistics of RUN (a run id or `latest`) as a table."""
+    store = Database(database, create=False)
+    try:
+        click.echo(report.table(_result(store, run_id)))
+    finally:
+        store.close()
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The directory for summary.json, rollovers.csv and samples.csv; made if it is not there.",
+)
+@_DATABASE
+@click.option(
+    "--hosts",
+    "hosts_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What the controller saw of each agent's host as JSON; recorded first.",
+)
+def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -> None:
+    """Write summary.json, rollovers.csv and samples.csv of RUN (a run id or `latest`)."""
+    hosts = wire.hosts(_read_json(hosts_file, "hosts")) if hosts_file is not None else None
+    store = Database(database, create=False)
+    try:
+        run = store.read_run(run_id)
+        if hosts is not None:
+            store.record_hosts(run.id, hosts)
+        result = _result(store, run.run_id)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            with _new(output / "rollovers.csv") as file:
+                report.write_rollovers(store.rollovers(run.id), file)
+            with _new(output / "samples.csv") as file:
+                report.write_samples(store.samples(run.id), file)
+            with _new(output / "summary.json") as file:
+                json.dump(report.summary(result), file, indent=2, ensure_ascii=False)
+                file.write("\n")
+        except OSError as error:
+            raise Precondition(f"cannot write to {output}: {error.strerror}; name another directory") from None
+    finally:
+        store.close()
+    click.echo(result.sentence)
+
+
+def main() -> None:
+    """Run the command line; what the user can act on ends in one sentence and an exit code, never in a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except CollectorError as error:
+        click.echo(f"fury_collector: {error.message}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"fury_collector: {error.format_message()}", err=True)
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+
+
+def _result(store: Database, run_id: str) -> report.Result:
+    run = store.read_run(run_id)
+    return report.judge(run, store.samples(run.id))
+
+
+def _read_json(path: Path, what: str) -> Any:
+    try:
+        return wire.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"cannot read the {what} file {path}: {error.strerror}") from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error.message}") from None
+
+
+def _new(path: Path) -> Any:
+    return path.open("w", encoding="utf-8", newline="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""The collector as a process: a gevent WSGI server that no slow client can hold up, and the loop of a run's life.
+
+Nothing is monkey-patched. The hub's thread serves HTTP and owns the run; the database's writer is a thread of its own,
+and a request waits for its commit without keeping the others waiting. TLS belongs to `listen` when it comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Optional, TypeVar
+
+import gevent
+import gevent.event
+import gevent.pool
+import gevent.pywsgi
+import gevent.socket
+from flask import Flask
+
+from fury_collector import Config, api, create_app, report, wire
+from fury_collector.db import Database
+from fury_collector.errors import CollectorError, Precondition
+from fury_collector.run import Run
+
+IDLE_S = 75.0  # between two requests of a connection
+HEAD_S = 15.0  # for the headers of a request
+REQUEST_S = 30.0  # for its body, the commit and the answer
+CONNECTIONS = 20_000
+TICK_S = 0.5
+
+T = TypeVar("T")
+
+
+class HubWait(api.Wait):
+    """Waits for a future of another thread while the hub serves everybody else."""
+
+    def __init__(self) -> None:
+        self._done: deque[tuple[gevent.event.AsyncResult, Future[Any]]] = deque()
+        self._wake = gevent.get_hub().loop.async_()
+        self._wake.start(self._deliver)
+
+    def __call__(self, future: Future[T]) -> T:
+        if not future.done():
+            woken = gevent.event.AsyncResult()
+            future.add_done_callback(lambda done: self._hand_over(woken, done))
+            woken.get()
+        return future.result()
+
+    def close(self) -> None:
+        """Let go of the hub."""
+        self._wake.stop()
+        self._wake.close()
+
+    def _hand_over(self, woken: gevent.event.AsyncResult, done: Future[Any]) -> None:
+        # In the writer's thread: gevent's objects may not be touched here, only the watcher may.
+        self._done.append((woken, done))
+        self._wake.send()
+
+    def _deliver(self) -> None:
+        while self._done:
+            self._done.popleft()[0].set(None)
+
+
+class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no types
+    """Gives every step of a connection its time, and shuts the connection when that has passed."""
+
+    _timer: Any = None
+
+    def handle(self) -> None:
+        """Serve one connection to its end."""
+        try:
+            super().handle()
+        finally:
+            self._give(None)
+
+    def read_requestline(self) -> Any:
+        """Wait for the next request."""
+        self._give(IDLE_S)
+        return super().read_requestline()
+
+    def read_request(self, raw_requestline: str) -> Any:
+        """Read the headers."""
+        self._give(HEAD_S)
+        return super().read_request(raw_requestline)
+
+    def handle_one_response(self) -> None:
+        """Read the body, answer."""
+        self._give(REQUEST_S)
+        super().handle_one_response()
+
+    def handle_error(self, t: Any, v: Any, tb: Any) -> None:
+        """A client that has gone is no error of ours; anything else is told."""
+        if isinstance(v, OSError):
+            self.close_connection = True
+            return
+        super().handle_error(t, v, tb)
+
+    def _give(self, seconds: Optional[float]) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+        if seconds is not None and self.socket is not None:
+            self._timer = gevent.get_hub().loop.timer(seconds)
+            self._timer.start(self._shut, self.socket)
+
+    @staticmethod
+    def _shut(connection: Any) -> None:
+        # Ends whatever read or write it is in, from the outside and without an exception in the middle of the app.
+        with contextlib.suppress(OSError):
+            connection._sock.shutdown(socket.SHUT_RDWR)
+
+
+def serve(
+    plan: wire.Plan,
+    database_path: Path,
+    *,
+    host: str,
+    port: int,
+    state_file: Optional[Path],
+    barrier_seconds: float,
+    stay: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Serve one run until it is over (or, with `stay`, until a signal), then print the general statistics."""
+    _raise_descriptor_limit()
+    listener = listen(host, port)
+    database = None
+    try:
+        database = Database(database_path, exclusive=True)
+        database.start()
+        _serve(plan, database, listener, state_file, barrier_seconds=barrier_seconds, stay=stay, tell=tell)
+    finally:
+        listener.close()
+        if database is not None:
+            database.close()
+
+
+def _serve(
+    plan: wire.Plan,
+    database: Database,
+    listener: Any,
+    state_file: Optional[Path],
+    *,
+    barrier_seconds: float,
+    stay: bool,
+    tell: Callable[[str], None],
+) -> None:
+    ending = gevent.event.Event()
+    handlers = [gevent.signal_handler(number, ending.set) for number in (signal.SIGTERM, signal.SIGINT)]
+    wait = HubWait()
+    app = create_app(Config(plan, database, barrier_seconds=barrier_seconds, wait=wait, tell=tell))
+    run: Run = app.extensions["fury_run"]
+    server = gevent.pywsgi.WSGIServer(
+        listener, app, log=None, error_log=None, handler_class=Handler, spawn=gevent.pool.Pool(CONNECTIONS)
+    )
+    try:
+        server.start()
+        where, listening = listener.getsockname()[:2]
+        url = _url(where, listening)
+        if state_file is not None:
+            _write_state(
+                state_file, {"pid": os.getpid(), "host": where, "port": listening, "run_id": plan.run_id, "url": url}
+            )
+        tell(f"the collector listens on {url}")
+        while not ending.wait(TICK_S):
+            run.tick()
+            _record(app, database)
+            if run.over and not stay:
+                break
+    finally:
+        server.stop(timeout=2)
+        if state_file is not None:
+            state_file.unlink(missing_ok=True)
+        _record(app, database)
+        # A writer that has taken everything before this one has taken everything.
+        with contextlib.suppress(CollectorError):
+            wait(database.change(lambda connection: None))
+        wait.close()
+        for handler in handlers:
+            handler.cancel()
+    tell("")
+    tell(report.table(statistics(database, plan.run_id)))
+
+
+def statistics(database: Database, run_id: str) -> report.Result:
+    """The result of a run as the database has it now."""
+    run = database.read_run(run_id)
+    needed = any(epoch.final is None for agent in run.agents for epoch in agent.epochs)
+    return report.judge(run, database.samples(run.id) if needed else ())
+
+
+def listen(host: str, port: int) -> Any:
+    """A listening socket, or Precondition naming the port and what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = gevent.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise Precondition(
+                f"port {port} on {host} is in use: end what listens there, or choose another with --port (0: any free)"
+            ) from None
+        raise Precondition(
+            f"cannot listen on {host} port {port}: {error}; choose another with --host and --port"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _record(app: Flask, database: Database) -> None:
+    records = app.extensions["fury_run"].take_outbox()
+    if records:
+        database.record(app.extensions["fury_run_ref"], records)
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write the state file so that a reader sees all of it or nothing."""
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(state, file)
+            file.write("\n")
+        os.replace(name, path)
+    except OSError as error:
+        raise Precondition(
+            f"cannot write the state file {path}: {error.strerror}; name another with --state-file"
+        ) from None
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _raise_descriptor_limit() -> None:
+    """Each agent holds one connection: take as many descriptors as this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def printer() -> Callable[[str], None]:
+    """A line printer on standard output that survives its reader's end."""
+    gone = False
+
+    def tell(line: str) -> None:
+        nonlocal gone
+        if gone:
+            return
+        try:
+            print(line, flush=True)
+        except OSError:
+            gone = True
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
+
+    return tell

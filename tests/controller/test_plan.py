@@ -1,0 +1,118 @@
+"""What a run may be asked for, judged before any host is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fury_controller.plan import BadInput, make_plan
+
+LOCAL: dict[str, Any] = {"ansible_connection": "local", "chunk_mb": 20, "minutes": 1}
+
+
+def plan(hostvars: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """A plan over all hosts of ``hostvars``."""
+    arguments: dict[str, Any] = {"agents": list(hostvars), "hostvars": hostvars, "collectors": [], "extra_vars": {}}
+    return make_plan(**{**arguments, "repo": Path("/repo"), **more})
+
+
+def problems(hostvars: dict[str, dict[str, Any]], **more: Any) -> list[str]:
+    """What is wrong with a run over all hosts of ``hostvars``."""
+    with pytest.raises(BadInput) as caught:
+        plan(hostvars, **more)
+    return caught.value.problems
+
+
+def test_text_of_digits_is_a_number_since_extra_vars_arrive_as_text() -> None:
+    """``-e chunk_mb=20`` and ``chunk_mb: 20`` mean the same."""
+    made = plan({"alecto": {**LOCAL, "chunk_mb": "20", "minutes": "2"}})
+    assert made["agents"]["alecto"]["config"]["chunk_mb"] == 20
+    assert made["agents"]["alecto"]["config"]["seconds"] == 120
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("chunk_mb", value)
+        for value in ("", " ", "0", 0, -1, "-1", 20.5, "20.5", "0x14", "1e3", "twenty", 10**7, True, "２０", [20], "20 ")
+    ]
+    + [("minutes", value) for value in (0, -1, "1.5", 10081, "one")]
+    + [("seconds", value) for value in (0, "0", 604801)]
+    + [("directory", value) for value in ("relative", "/", "/proc", "/proc/self", "/dev/shm", "/sys", "/etc/x", "//", "/usr/..")]
+    + [("block_kb", value) for value in (0, 3, 6, 65540)]
+    + [("keep", 0), ("keep", 1001), ("free_floor_mb", -1), ("allow_few_rollovers", "perhaps"), ("metrics_port", 65536)]
+    + [("fury_collector_port", value) for value in (0, 65536, "http", "")]
+    + [("fury_barrier_seconds", value) for value in (0, "soon", 86401)]
+    + [("fury_mode", "docker"), ("fury_base", "here"), ("fury_results", "results"), ("fury_collector_address", "http://x:1")],
+)
+def test_a_value_that_is_not_allowed_is_named_with_what_is(name: str, value: object) -> None:
+    """Field, value and allowed range are in one sentence with an example to copy."""
+    given = {**LOCAL, name: value}
+    if name == "seconds":
+        del given["minutes"]
+    found = problems({"alecto": given})
+    assert len(found) == 1
+    assert found[0].startswith(f"{name}: ")
+    assert "is not allowed; " in found[0]
+    assert f"-e {name}" in found[0]
+
+
+def test_what_is_missing_is_said() -> None:
+    """Neither chunk size nor duration has a default: a stress test does not start by accident."""
+    assert problems({"a": {"ansible_connection": "local", "minutes": 1}})[0].startswith("chunk_mb is missing")
+    assert problems({"a": {"ansible_connection": "local", "chunk_mb": 1}})[0].startswith("minutes is missing")
+
+
+def test_minutes_and_seconds_together_are_refused() -> None:
+    """Which of the two should hold can't be guessed."""
+    assert "both given" in problems({"a": {**LOCAL, "seconds": 5}})[0]
+
+
+def test_a_misspelt_extra_var_is_an_error_with_a_suggestion() -> None:
+    """Otherwise something else than asked for would run."""
+    assert problems({"a": LOCAL}, extra_vars={"chunk_mbs": 1})[0] == "chunk_mbs is not a parameter of Fury; did you mean chunk_mb?"
+
+
+def test_a_misspelt_inventory_variable_is_an_error_but_foreign_ones_are_not() -> None:
+    """Inventories hold variables of other roles too."""
+    assert "chunk_mbs (inventory, a)" in problems({"a": {**LOCAL, "chunk_mbs": 1}})[0]
+    assert plan({"a": {**LOCAL, "nginx_port": 80, "ansible_user": "root"}})["agents"]
+
+
+def test_everything_wrong_is_said_at_once() -> None:
+    """Nobody wants to mend one typo a try."""
+    found = problems({"a": {**LOCAL, "chunk_mb": 0, "minutes": 0}, "b": {**LOCAL, "keep": 0}})
+    assert [sentence.split(":")[0] for sentence in found] == ["chunk_mb", "minutes", "keep"]
+
+
+def test_an_agents_name_that_can_not_be_a_file_name_is_refused() -> None:
+    """Names become directories, units and labels."""
+    assert problems({"../x": LOCAL})[0].startswith("name: ")
+
+
+def test_no_agents_and_two_collectors_are_refused() -> None:
+    """One of each at least, one collector at most."""
+    assert "fury_agents has no hosts" in problems({})[0]
+    assert "fury_collector has 2 hosts" in problems({"a": LOCAL, "b": LOCAL}, collectors=["a", "b"])[0]
+
+
+def test_two_agents_of_one_machine_can_not_have_the_same_metrics_port() -> None:
+    """The second would not start."""
+    assert "metrics_port: 9100 is asked for by a and b" in problems(
+        {"a": {**LOCAL, "metrics_port": 9100}, "b": {**LOCAL, "metrics_port": 9100}}
+    )[0]
+
+
+def test_agents_on_this_machine_reach_the_collector_on_loopback() -> None:
+    """Nothing of a run on one machine can be reached from outside."""
+    collector = plan({"a": LOCAL})["collector"]
+    assert (collector["listen"], collector["urls"]["a"]) == ("127.0.0.1", "http://127.0.0.1:9475")
+
+
+def test_run_ids_sort_by_time_and_are_safe_in_a_file_name() -> None:
+    """They name the results' directories."""
+    made = plan({"a": LOCAL})
+    assert made["results"] == f"/repo/results/{made['run_id']}"
+    assert made["run_id"].replace("-", "").isalnum()
