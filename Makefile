@@ -48,7 +48,7 @@ test: packages $(VENV)/.dev ## everything that is tested
 
 # Debian packages that the tests run beside Fury; only as root on Debian-like systems, elsewhere such tests skip and say why.
 packages:
-	@missing=$$(for p in $$(cat tests/packages.txt); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	@missing=$$(for p in $$(cat tests/packages.txt tests/hosts/packages.txt); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  echo "installing Debian packages for the tests:" $$missing; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \

@@ -129,7 +129,8 @@ def measure(messages: int, per_push: int, new_every: int, directory: Path) -> di
     (directory / "plan.json").write_text(json.dumps(plan))
     state = directory / "state.json"
     command = [sys.executable, "-m", "fury_collector", "serve", "--plan", str(directory / "plan.json"), "--port", "0"]
-    command += ["--database", str(directory / "fury.db"), "--state-file", str(state), "--barrier-seconds", "86400"]
+    database = ["--database", str(directory / "fury.db")]
+    command += [*database, "--state-file", str(state), "--barrier-seconds", "86400"]
     with (directory / "output.txt").open("w") as output:
         collector = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
     try:
@@ -160,14 +161,12 @@ def measure(messages: int, per_push: int, new_every: int, directory: Path) -> di
         seconds = time.perf_counter() - began
         collector.terminate()
         code = collector.wait(60)
-        listed = subprocess.run(
-            [sys.executable, "-m", "fury_collector", "export", "latest", "--output", str(directory / "out")]
-            + ["--database", str(directory / "fury.db")],
+        subprocess.run(
+            [sys.executable, "-m", "fury_collector", "export", "latest", "--output", str(directory / "out"), *database],
             cwd=ROOT,
             check=True,
             capture_output=True,
         )
-        del listed
         summary = json.loads((directory / "out" / "summary.json").read_text())
         stored = sum(agent["events_stored"] for agent in summary["agents"])
         return {
@@ -182,7 +181,7 @@ def measure(messages: int, per_push: int, new_every: int, directory: Path) -> di
             "exit_code": code,
             "database_bytes": (directory / "fury.db").stat().st_size,
             "points": points,
-            "machine": f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+            "machine": f"Linux {platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
         }
     finally:
         if collector.poll() is None:
@@ -208,7 +207,8 @@ def main() -> int:
     print(f"{'RSS':<14}{first['rss_kib']:>14,} KiB{last['rss_kib']:>16,} KiB")
     print(f"{'descriptors':<14}{first['descriptors']:>18}{last['descriptors']:>20}")
     print(
-        f"{figures['messages_per_second']:,} messages/s in {figures['pushes_per_second']:,} pushes/s ({figures['machine']})"
+        f"{figures['messages_per_second']:,} messages/s in {figures['pushes_per_second']:,} pushes/s, "
+        f"one at a time ({figures['machine']})"
     )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import errno
 import math
 import os
 import queue
@@ -105,7 +106,9 @@ class _Agent:
         self.errors = 0
         self.collector_unreachable = False
         self.cleanup_left: Optional[str] = None
+        self.device_before: Optional[int] = None
         self.device_bytes: Optional[int] = None
+        self.cpu_before_s: Optional[float] = None
         self.cpu_s = 0.0
         self.sampled_write = Histogram()
         self.sampled_fsync = Histogram()
@@ -121,9 +124,12 @@ class _Agent:
                     self._write(start_s)
                     self._judge()
                 except FuryError as error:
+                    if isinstance(error, DiskError):
+                        self._record(error)
                     self._conclude(error.verdict, error.message)
                 except Exception as error:  # noqa: BLE001 - nothing unforeseen may keep it from cleaning up and saying so
                     self._conclude_unforeseen(error)
+                self._count_resources()
                 self._clean_up()
                 self._deliver()
                 return self._report()
@@ -281,7 +287,7 @@ class _Agent:
         if self.channel is not None:
             self._start_sender(self.channel)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)  # the writer gets the interpreter back soon after each call
-        device_before, cpu_before = device_written_bytes(), time.process_time()
+        self.device_before, self.cpu_before_s = device_written_bytes(), time.process_time()
         self.sampler.sample()
         if self.stop_reason:
             raise self._stopped_early()
@@ -315,10 +321,15 @@ class _Agent:
         lines.flush()
         self.console.clear()
         self._sample()
-        self.cpu_s = time.process_time() - cpu_before
+
+    def _count_resources(self) -> None:
+        """What the writing cost, counted before the chunks are removed."""
+        if self.cpu_before_s is None:
+            return
+        self.cpu_s = time.process_time() - self.cpu_before_s
         device_after = device_written_bytes()
-        if device_before is not None and device_after is not None:
-            self.device_bytes = device_after - device_before
+        if self.device_before is not None and device_after is not None:
+            self.device_bytes = device_after - self.device_before
 
     def _on_start(self, instant_s: float) -> None:  # in the writer's thread, as are the next two
         best, config = self.best_exchange, self.config
@@ -406,32 +417,28 @@ class _Agent:
         patience_s = self.config.drain_seconds + backlog_s
         if now_s - ended_s > patience_s and not self.writer_ended:
             self.writer_stuck = True
-            self.errors += 1
-            raise FuryError(
-                Verdict.DISK_ERROR,
-                f"the {writer.doing} has not returned for {patience_s:.0f} s after the end of writing; "
+            operation, path = writer.doing
+            raise DiskError(
+                f"{operation} of {path} has not returned for {patience_s:.0f} s after the end of writing; "
                 "look at the kernel's log and at this disk; nothing could be removed",
+                operation=operation,
+                path=path,
+                error=OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)),
             )
+
+    def _record(self, error: DiskError) -> None:
+        self.errors += 1
+        self.events.append(
+            "error",
+            {"message": error.message, "operation": error.operation, "path": error.path, "errno": error.errno},
+        )
 
     def _judge(self) -> None:
         writer, config = self.writer, self.config
         assert writer is not None
         progress = writer.progress()
-        failure = writer.failure
-        if isinstance(failure, DiskError):
-            self.errors += 1
-            self.events.append(
-                "error",
-                {
-                    "message": failure.message,
-                    "operation": failure.operation,
-                    "path": failure.path,
-                    "errno": failure.errno,
-                },
-            )
-            raise failure
-        if failure is not None:
-            raise failure
+        if writer.failure is not None:
+            raise writer.failure
         after = f"after {max(0.0, (writer.stopped_s or 0.0) - (progress.started_s or 0.0)):.1f} of {config.seconds} s"
         if writer.floor_reached is not None:
             raise FuryError(

@@ -115,7 +115,7 @@ class Channel:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         try:
             connection.connect()  # sets TCP_NODELAY
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a host name that DNS cannot spell
             connection.close()
             raise Trouble(f"no connection: {_reason(error)}") from error
         self._connection = connection

@@ -265,7 +265,7 @@ def read_file(path: str) -> Dict[str, Any]:
 def check_directory(
     path: str, name: str = "directory", *, child: str = "", system_allowed: bool = False, hint: Hint = hint_option
 ) -> str:
-    """The real path of an existing directory of this host that Fury may use: one where `child` can be written to or made.
+    """The real path of an existing directory of this host that Fury may use: `child` in it can be made or written to.
 
     Symbolic links are resolved first and the real path is judged. Raises FuryError: BAD_INPUT for a path that is
     missing, no directory or the system's own; PRECONDITION for one this user cannot write to.
@@ -285,7 +285,7 @@ def check_directory(
         raise bad_input(f"{name}: {shown} does not exist; make it or give another one (for example {example})")
     if not os.path.isdir(real):
         raise bad_input(f"{name}: {shown} is not a directory; give one (for example {example})")
-    target = os.path.join(real, child)  # made by root for a user of its own, `child` may stand where that user can't write
+    target = os.path.join(real, child)  # root may have made it for a user who cannot make any here
     if not os.access(target if os.path.isdir(target) else real, os.W_OK | os.X_OK):
         raise FuryError(
             Verdict.PRECONDITION,

@@ -144,9 +144,9 @@ class RolloverLines:
         held, self._held = self._held, []
         size = sum(figures.size for figures in held)
         seconds = sum(figures.seconds for figures in held)
-        numbers = f"{held[0].number}-{held[-1].number}" if len(held) > 1 else f"{held[0].number}"
+        which = f"rollovers {held[0].number}-{held[-1].number}" if len(held) > 1 else f"rollover {held[0].number}"
         self._console.say(
-            f"rollovers {numbers}: {size_text(size)} in {latency_text(seconds)} "
+            f"{which}: {size_text(size)} in {latency_text(seconds)} "
             f"({rate_text(size / max(seconds, 1e-9))}), slowest fsync {latency_text(max(f.fsync_s for f in held))}, "
             f"slowest write {latency_text(max(f.write_max_s for f in held))}"
         )
@@ -161,6 +161,6 @@ def latency_row(summary: Mapping[str, Optional[float]]) -> str:
 
 def _terminal_width() -> int:
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except (OSError, ValueError):
         return 80

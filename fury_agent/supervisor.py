@@ -23,7 +23,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _VERDICTS = {code: verdict for verdict, code in EXIT_CODES.items()}
 
 
-def supervise(config: Config, *, config_path: str) -> int:
+def supervise(config: Config, *, config_path: str, grace_s: float = _GRACE_S) -> int:
     """Runs the agent as a child for at most its lease and returns its exit code; leaves nothing of it behind."""
     result_path = None if config.state_directory is None else os.path.join(config.state_directory, RESULT_NAME)
     if result_path is not None:
@@ -34,7 +34,7 @@ def supervise(config: Config, *, config_path: str) -> int:
     waited = {signal.SIGCHLD, *_FORWARDED}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     child = _start(config_path, before)
-    lease_over = _wait(child, waited, ends_s)
+    lease_over = _wait(child, waited, ends_s, grace_s)
     code = child.returncode
     verdict = Verdict.INCOMPLETE if code < 0 else _VERDICTS.get(code, Verdict.INCOMPLETE)
     reason = f"the lease of {config.lease_s} s was over" if lease_over else f"the agent ended with code {code}"
@@ -46,7 +46,9 @@ def supervise(config: Config, *, config_path: str) -> int:
         print(f"{config.name}: {left}", flush=True)
         if verdict is Verdict.PASS:
             verdict, reason = Verdict.CLEANUP_UNCONFIRMED, left
-    if code < 0 or lease_over:
+    if lease_over and code >= 0:
+        print(f"{config.name} was stopped because {reason}", flush=True)
+    elif code < 0:
         print(f"{verdict.value}: {config.name}: {reason}", flush=True)
     if result_path is not None and config.state_directory is not None and not os.path.exists(result_path):
         result = {
@@ -85,14 +87,14 @@ def _start(config_path: str, signal_mask: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def _wait(child: subprocess.Popen[bytes], waited: Any, ends_s: float) -> bool:
+def _wait(child: subprocess.Popen[bytes], waited: Any, ends_s: float, grace_s: float) -> bool:
     """Waits for the child's end, passing signals on; True when its lease ran out first."""
     lease_over = False
     while child.poll() is None:
         left_s = ends_s - time.monotonic()
         if left_s <= 0:
             child.send_signal(signal.SIGKILL if lease_over else signal.SIGTERM)
-            lease_over, ends_s = True, time.monotonic() + _GRACE_S
+            lease_over, ends_s = True, time.monotonic() + grace_s
             continue
         received = signal.sigtimedwait(waited, left_s)
         if received is not None and received.si_signo != signal.SIGCHLD:
@@ -104,10 +106,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Supervises the agent of a configuration file and returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fury_agent.supervisor", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="the agent's configuration")
-    path = os.path.abspath(parser.parse_args(arguments).config)
+    parser.add_argument(
+        "--grace-seconds", type=float, default=_GRACE_S, metavar="N", help="from SIGTERM to SIGKILL (default: 10)"
+    )
+    options = parser.parse_args(arguments)
+    path = os.path.abspath(options.config)
     try:
         config = make_config(read_file(path))
-        return supervise(config, config_path=path)
+        return supervise(config, config_path=path, grace_s=options.grace_seconds)
     except FuryError as error:
         print(f"{error.verdict.value}: {error.message}", file=sys.stderr)
         return error.verdict.exit_code

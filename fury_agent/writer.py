@@ -135,7 +135,7 @@ class Writer:
         self._tail_bytes = 0
         self._rollovers = 0
         self._stop = False
-        self.doing = "nothing"
+        self.doing = ("nothing", "")
         self.failure: Optional[BaseException] = None
         self.floor_reached: Optional[int] = None
         self.stopped_s: Optional[float] = None
@@ -214,7 +214,7 @@ class Writer:
         finally:
             if self._started_s is not None and self._ended_s is None:
                 self._ended_s = time.monotonic()
-            self.doing = "nothing"
+            self.doing = ("nothing", "")
             self._on_end()
 
     def _must_end(self, deadline_s: float, now_s: float) -> bool:
@@ -245,7 +245,7 @@ class Writer:
             if not written:
                 self._close_quietly(descriptor)
                 return False
-            self.doing = f"fsync of {self._ring.slot_path(slot)}"
+            self.doing = ("fsync", self._ring.slot_path(slot))
             fsync_began = time.monotonic()
             try:
                 os.fsync(descriptor)
@@ -292,7 +292,7 @@ class Writer:
         stamp = chunk << 32
         offset = turn = 0
         handed = self._handed_bytes
-        self.doing = f"write to {self._ring.slot_path(slot)}"
+        self.doing = ("pwrite", self._ring.slot_path(slot))
         try:
             while offset < chunk_bytes:
                 data, stamps = blocks[turn]
@@ -341,7 +341,7 @@ class Writer:
             raise self._disk_error(operation, 0, error, chunk=None, offset=offset) from error
 
     def _free_bytes(self, chunk: int) -> int:
-        self.doing = "statvfs of the file system"
+        self.doing = ("statvfs", self._ring.slot_path(chunk % self._ring.slots))
         try:
             return self._ring.free_bytes()
         except OSError as error:
@@ -349,7 +349,7 @@ class Writer:
             raise self._disk_error("statvfs", slot, error, chunk=chunk, offset=0) from error
 
     def _open(self, slot: int, *, chunk: Optional[int]) -> int:
-        self.doing = f"open of {self._ring.slot_path(slot)}"
+        self.doing = ("open", self._ring.slot_path(slot))
         try:
             return self._ring.open_slot(slot)
         except OSError as error:

@@ -408,9 +408,7 @@ class Database:
         """Record what the controller saw of the hosts; an agent that is not the run's is BadInput."""
         with self._write_engine.begin() as connection:
             names = dict(
-                connection.execute(sa.select(agents.c.name, agents.c.id).where(agents.c.run_ref == run_ref))
-                .tuples()
-                .all()
+                connection.execute(sa.select(agents.c.name, agents.c.id).where(agents.c.run_ref == run_ref)).all()
             )
             for name, entry in seen.items():
                 if name not in names:
@@ -434,7 +432,7 @@ class Database:
         )
         query = sa.select(runs.c.run_id, runs.c.created_at, runs.c.state, count, rolled).order_by(runs.c.id.desc())
         with self._read_engine.begin() as connection:
-            return [RunLine(*row) for row in connection.execute(query).tuples()]
+            return [RunLine(*row) for row in connection.execute(query)]
 
     def read_run(self, run_id: str, *, newest_messages: int = 200) -> RunRows:
         """A run (`latest` is the newest) without its rollovers and samples one by one; Unknown if there is none."""
@@ -665,7 +663,7 @@ def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]
             sa.select(rollovers.c.epoch_id, sa.func.count(), sa.func.sum(rollovers.c.bytes))
             .where(rollovers.c.epoch_id.in_(mine))
             .group_by(rollovers.c.epoch_id)
-        ).tuples()
+        )
     }
     words: dict[tuple[int, int], Event] = {}
     for column in (epochs.c.start_seq, epochs.c.heartbeat_seq, epochs.c.final_seq):

@@ -542,9 +542,7 @@ class Run:
             if lost:
                 told = f"{len(agents) - len(lost)} of {_agents(len(agents))} delivered everything; lost: {_names(lost)}"
             else:
-                told = (
-                    f"{_agents(len(agents))} delivered everything"
-                )
+                told = f"{_agents(len(agents))} delivered everything"
             self._say(f"the run has finished: {told}", "warning" if lost else "info")
             self._end()
             return

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ class Follower:
             try:
                 last = self._get()
                 heard = now
-            except (OSError, ValueError, urllib.error.URLError) as error:
+            except (OSError, ValueError) as error:
                 if last is not None and last["state"] in ("finished", "aborted"):
                     return self._outcome(last)
                 if now - heard > PATIENCE_S:
@@ -127,10 +127,8 @@ class Follower:
         request = urllib.request.Request(
             f"{self._url}/{action}", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
         )
-        try:
+        with contextlib.suppress(OSError):  # following goes on and will see for itself
             _open(request).close()
-        except (OSError, urllib.error.URLError):
-            pass  # noqa: S110 - following goes on and will see for itself
 
     # -- internals
 
@@ -151,7 +149,7 @@ class Follower:
                 self._seen_messages = message["n"]
                 if message["level"] != "info":
                     self._say(f"{message['level']}: {message['text']}")
-        if state["state"] == "running":
+        if state["state"] == "running" and "started" in self._told:
             if self._show is not None:
                 self._show(progress(state))
             elif self._clock() - self._shown_at >= PLAIN_LINE_EVERY_S:

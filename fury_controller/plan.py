@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fury_agent.config import FIELDS, BLOCK_UNIT, check_field, hint_extra_var, make_config
+from fury_agent.config import BLOCK_UNIT, FIELDS, check_field, hint_extra_var, make_config
 from fury_agent.verdict import FuryError
 
 # What an agent may be told through the inventory or extra-vars, by the agent's own names (docs/protocol.md).
@@ -89,7 +89,9 @@ def make_plan(
         "results": str(results / run_id),
         "collector_plan": {
             "run_id": run_id,
-            "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "created_at": datetime.datetime.now(datetime.timezone.utc)
+            .isoformat(timespec="seconds")
+            .replace("+00:00", "Z"),
             "parameters": _common_parameters(planned),
             "agents": [
                 {"name": name, "host": agent["host"]}
@@ -104,11 +106,11 @@ def make_plan(
 def _misspelt_extra_vars(extra_vars: Mapping[str, Any]) -> list[str]:
     """A sentence for each extra-var that Fury does not know: a typo there would silently run something else."""
     known = [*AGENT_PARAMETERS, *RUN_PARAMETERS]
-    problems = []
-    for name in extra_vars:
-        if name not in known and not name.startswith("ansible_"):
-            problems.append(f"{name} is not a parameter of Fury{_did_you_mean(name, known)}")
-    return problems
+    return [
+        f"{name} is not a parameter of Fury{_did_you_mean(name, known)}"
+        for name in extra_vars
+        if name not in known and not name.startswith("ansible_")
+    ]
 
 
 def _misspelt_host_vars(host: str, variables: Mapping[str, Any]) -> list[str]:
@@ -118,7 +120,9 @@ def _misspelt_host_vars(host: str, variables: Mapping[str, Any]) -> list[str]:
     for name in variables:
         if name in known or name.startswith(("ansible_", "__")):
             continue
-        if difflib.get_close_matches(name, known, n=1, cutoff=0.88) or name.startswith("fury_") and not _role_variable(name):
+        if difflib.get_close_matches(name, known, n=1, cutoff=0.88) or (
+            name.startswith("fury_") and not _role_variable(name)
+        ):
             problems.append(f"{name} (inventory, {host}) is not a parameter of Fury{_did_you_mean(name, known)}")
     return problems
 
@@ -134,7 +138,10 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     run = {name: variables.get(name, default) for name, default in RUN_PARAMETERS.items()}
-    for name, agents_name, low in (("fury_barrier_seconds", "barrier_seconds", 1), ("fury_collector_port", "metrics_port", 1)):
+    for name, agents_name, low in (
+        ("fury_barrier_seconds", "barrier_seconds", 1),
+        ("fury_collector_port", "metrics_port", 1),
+    ):
         try:
             run[name] = check_field(agents_name, run[name])
             possible = run[name] >= low
@@ -143,13 +150,19 @@ def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[s
         if not possible:
             allowed = {"fury_barrier_seconds": "a whole number of seconds from 1 to 86400",
                        "fury_collector_port": "a port from 1 to 65535"}[name]  # fmt: skip
-            problems.append(f"{name}: {run[name]!r} is not allowed; {allowed} is (for example -e {name}={RUN_PARAMETERS[name]})")
+            problems.append(
+                f"{name}: {run[name]!r} is not allowed; {allowed} is (for example -e {name}={RUN_PARAMETERS[name]})"
+            )
             run[name] = RUN_PARAMETERS[name]
     if run["fury_mode"] not in MODES:
-        problems.append(f"fury_mode: {run['fury_mode']!r} is not allowed; {', '.join(MODES)} are (for example -e fury_mode=auto)")
+        problems.append(
+            f"fury_mode: {run['fury_mode']!r} is not allowed; {', '.join(MODES)} are (for example -e fury_mode=auto)"
+        )
     for name in ("fury_base", "fury_results"):
         if run[name] and not str(run[name]).startswith("/"):
-            problems.append(f"{name}: {run[name]!r} is not allowed; an absolute path is (for example -e {name}=/srv/fury)")
+            problems.append(
+                f"{name}: {run[name]!r} is not allowed; an absolute path is (for example -e {name}=/srv/fury)"
+            )
     address = run["fury_collector_address"]
     if address and not _is_address(str(address)):
         problems.append(

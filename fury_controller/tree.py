@@ -79,7 +79,7 @@ def _libraries(program: str, architecture: str, python: str) -> Path:
 
 
 def _archive(name: str, directories: list[Path], packages: list[str]) -> Path:
-    """``.build/<name>-<digest>.tar.gz``: the contents of ``directories`` and our ``packages``, the same bytes for the same contents."""
+    """``.build/<name>-<digest>.tar.gz`` of ``directories`` and our ``packages``: the same bytes for the same contents."""
     members: dict[str, Path] = {}
     for directory in directories:
         members |= {str(p.relative_to(directory)): p for p in directory.rglob("*")}
@@ -97,13 +97,16 @@ def _archive(name: str, directories: list[Path], packages: list[str]) -> Path:
         for old in BUILD.glob(f"{name}-????????????.tar.gz"):
             old.unlink()
         draft = target.with_suffix(".draft")
-        with draft.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as packed:
-            with tarfile.open(fileobj=packed, mode="w") as tar:
-                for relative, path in files.items():
-                    content = path.read_bytes()
-                    member = tarfile.TarInfo(relative)
-                    member.size, member.mode = len(content), 0o755 if os.access(path, os.X_OK) else 0o644
-                    tar.addfile(member, io.BytesIO(content))
+        with (
+            draft.open("wb") as raw,
+            gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as packed,
+            tarfile.open(fileobj=packed, mode="w") as tar,
+        ):
+            for relative, path in files.items():
+                content = path.read_bytes()
+                member = tarfile.TarInfo(relative)
+                member.size, member.mode = len(content), 0o755 if os.access(path, os.X_OK) else 0o644
+                tar.addfile(member, io.BytesIO(content))
         draft.rename(target)
     return target
 

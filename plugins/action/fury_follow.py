@@ -11,7 +11,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from fury_controller.follow import Follower  # noqa: E402
+from fury_controller.follow import Follower
 
 
 class ActionModule(ActionBase):

@@ -46,12 +46,18 @@ class ActionModule(ActionBase):
         self._display.display(f"results: {results}")
         return {"changed": True}
 
-    def _verdict(self, results: Path, cleanup: dict[str, dict[str, Any]], collector_failure: str | None) -> dict[str, Any]:
+    def _verdict(
+        self, results: Path, cleanup: dict[str, dict[str, Any]], collector_failure: str | None
+    ) -> dict[str, Any]:
         unclean = [name for name, found in cleanup.items() if found["cleanup"] != "confirmed"]
         for name in unclean:
-            self._display.display(f"error: {name} is not confirmed clean: {cleanup[name]['detail']}", color="red", stderr=True)
+            self._display.display(
+                f"error: {name} is not confirmed clean: {cleanup[name]['detail']}", color="red", stderr=True
+            )
         if collector_failure:
-            self._display.display(f"error: the collector is not confirmed clean: {collector_failure}", color="red", stderr=True)
+            self._display.display(
+                f"error: the collector is not confirmed clean: {collector_failure}", color="red", stderr=True
+            )
         if unclean or collector_failure:
             self._display.display(
                 f"torn down: {len(cleanup) - len(unclean)} of {len(cleanup)} agents; the rest removes itself when its lease is "
@@ -74,11 +80,26 @@ class ActionModule(ActionBase):
     def _end(self, verdict: str, reason: str) -> dict[str, Any]:
         passed = verdict == "PASS"
         self._display.display(f"{verdict}: {reason}", color="green" if passed else "red")
-        return {"changed": False, "failed": not passed, "fury_said": True, "verdict": verdict, "msg": f"{verdict}: {reason}"}
+        return {
+            "changed": False,
+            "failed": not passed,
+            "fury_said": True,
+            "verdict": verdict,
+            "msg": f"{verdict}: {reason}",
+        }
 
     def _collector(self, command: str, results: Path, *more: str) -> str | None:
         """Run one of the collector's commands on the run's database; the reason if it fails. What it prints is shown."""
-        argv = [sys.executable, "-m", "fury_collector", command, "latest", "--database", str(results / "fury.db"), *more]
+        argv = [
+            sys.executable,
+            "-m",
+            "fury_collector",
+            command,
+            "latest",
+            "--database",
+            str(results / "fury.db"),
+            *more,
+        ]
         if command == "export":
             argv += ["--output", str(results)]
         done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=False)
@@ -93,7 +114,11 @@ class ActionModule(ActionBase):
         removed: Mapping[str, Any] = variables.get("__fury_agent_removed", {})
         failure = variables.get("fury_agent_removal_failure")
         if removed.get("unreachable"):
-            return {"reachable": False, "cleanup": "unconfirmed", "detail": f"unreachable: {removed.get('msg', '')}".strip()}
+            return {
+                "reachable": False,
+                "cleanup": "unconfirmed",
+                "detail": f"unreachable: {removed.get('msg', '')}".strip(),
+            }
         if failure or "removed" not in removed:
             return {"reachable": True, "cleanup": "unconfirmed", "detail": failure or "its removal did not run"}
         return {"reachable": True, "cleanup": "confirmed", "detail": ""}

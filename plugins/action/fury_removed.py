@@ -30,7 +30,9 @@ class ActionModule(ActionBase):
         for host, why in failed.items():
             self._display.display(f"error: {host} is not confirmed clean: {why}", color="red", stderr=True)
         if failed:
-            message = f"CLEANUP_UNCONFIRMED: {len(failed)} of {len(found) + len(failed)} hosts; try again when they are back"
+            message = (
+                f"CLEANUP_UNCONFIRMED: {len(failed)} of {len(found) + len(failed)} hosts; try again when they are back"
+            )
             self._display.display(message, color="red")
             return {"failed": True, "fury_said": True, "msg": message}
         if not any(found.values()):

@@ -52,7 +52,7 @@ def _is_rescued(task: Any) -> bool:
     return False
 
 
-class CallbackModule(DefaultCallback):  # type: ignore[misc]
+class CallbackModule(DefaultCallback):
     """See DOCUMENTATION."""
 
     CALLBACK_VERSION = 2.0
@@ -120,4 +120,6 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
         if result.task.ignore_unreachable:  # the play goes on without this host and tells of it itself
             return
         message = str(result.result.get("msg", "")).strip()
-        self._display.display(f"error: {result.host.get_name()} is unreachable: {message}", color=C.COLOR_UNREACHABLE, stderr=True)
+        self._display.display(
+            f"error: {result.host.get_name()} is unreachable: {message}", color=C.COLOR_UNREACHABLE, stderr=True
+        )

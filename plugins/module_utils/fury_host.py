@@ -39,7 +39,21 @@ UNITS = Path("/etc/systemd/system")
 OWN_UNIT = re.compile(r"^fury-(agent|collector|reaper)-.+\.(service|timer)$")
 OWN_USER = re.compile(r"^fury-[a-z0-9-]+$")
 MARKER = ".fury.json"
-SYSTEM_DIRECTORIES = ("/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+SYSTEM_DIRECTORIES = (
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run",
+    "/boot",
+    "/etc",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+)
 STOP_SECONDS = 15.0
 READY_SECONDS = 30.0
 
@@ -77,7 +91,7 @@ def chunk_directory(directory: str, name: str) -> Path:
 
 
 def _start_ticks(pid: int) -> Optional[str]:
-    """When process ``pid`` started, in clock ticks since boot (field 22 of proc(5) stat); None if there is none or it is a zombie."""
+    """When process ``pid`` started, in clock ticks since boot (proc(5) stat, field 22); None if it is gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -93,7 +107,7 @@ def _lives(identity: Optional[Mapping[str, Any]]) -> bool:
     """True when the very process that was recorded still lives; a reused pid is another process."""
     if not identity or not identity.get("start"):
         return False
-    return _start_ticks(int(identity["pid"])) == identity["start"]
+    return _start_ticks(int(identity["pid"])) == str(identity["start"])
 
 
 def _spawn(argv: Sequence[str], *, cwd: Path, log: Path, env: Mapping[str, str]) -> Dict[str, Any]:
@@ -142,11 +156,13 @@ def _end(identity: Optional[Mapping[str, Any]], *, patience_s: float = STOP_SECO
     while any(_lives(member) for member in family) and time.monotonic() < deadline:
         time.sleep(0.05)
     if any(_lives(member) for member in family):
-        raise HostError(f"process {pid} does not end, even after SIGKILL (it hangs in the kernel, most likely on its disk)")
+        raise HostError(
+            f"process {pid} does not end, even after SIGKILL (it hangs in the kernel, most likely on its disk)"
+        )
     return True
 
 
-def _run(*argv: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+def _run(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90)
     if check and done.returncode != 0:
         raise HostError(f"{' '.join(argv)} failed with {done.returncode}: {(done.stderr or done.stdout).strip()}")
@@ -250,11 +266,12 @@ class Service:
         need_bytes: what must be free below ``directory``; port: one that must be free, 0 for none.
         Raises HostError with the reason if not.
         """
-        record = self.record()
-        if record and record.get("run_id") != run_id and self.lives():
+        record, lives = self.record(), self.lives()
+        if lives and record.get("run_id") != run_id:
+            other = "give this run another -e fury_collector_port, " if self.kind == "collector" else ""
             raise HostError(
-                f"run {record.get('run_id')} of {self.name} is still going on here; wait until it has ended, "
-                "or end and remove it with: ansible-playbook teardown.yml"
+                f"the {self.kind} {self.name} of run {record.get('run_id')} is still running here; {other}"
+                "wait until that run has ended, or end and remove it with: ansible-playbook teardown.yml"
             )
         facts: Dict[str, Any] = {"architecture": os.uname().machine, "python": "{}.{}".format(*sys.version_info)}
         if directory is not None:
@@ -268,16 +285,18 @@ class Service:
             facts["free_bytes"] = free
             if free < need_bytes:
                 raise HostError(
-                    f"directory: {directory} has {free} bytes free, {need_bytes} are needed (the ring of chunks and free_floor_mb); "
-                    "make room, or use a smaller chunk_mb, keep or free_floor_mb"
+                    f"directory: {directory} has {free} bytes free, {need_bytes} are needed "
+                    "(the ring of chunks and free_floor_mb); make room, or use a smaller chunk_mb, keep or free_floor_mb"
                 )
-        if port:
+        if port and not lives:
             self._check_port(port)
         return facts
 
     def _check_foreign(self, target: Path) -> None:
         if target.is_symlink():
-            raise HostError(f"directory: {target} is a symbolic link, Fury made no such thing; remove it or name another directory")
+            raise HostError(
+                f"directory: {target} is a symbolic link, Fury made no such thing; remove it or name another directory"
+            )
         if target.exists() and not (target / MARKER).is_file() and (not target.is_dir() or any(target.iterdir())):
             raise HostError(
                 f"directory: {target} exists and Fury did not make it (no {MARKER} in it); it is left alone: "
@@ -318,7 +337,9 @@ class Service:
         ``@PYTHON@`` stand for what only this host knows. lease_s: seconds after which the reaper removes everything.
         """
         wanted = hashlib.sha256(
-            json.dumps([run_id, digest, dict(files), list(argv), unit, lease_s, directory, own_user, self.mode], sort_keys=True).encode()
+            json.dumps(
+                [run_id, digest, dict(files), list(argv), unit, lease_s, directory, own_user, self.mode], sort_keys=True
+            ).encode()
         ).hexdigest()
         if self.record().get("fingerprint") == wanted and self.lives():
             return False
@@ -346,7 +367,9 @@ class Service:
                     said = (self.home / f"{self.kind}.log").read_text(errors="replace").strip().splitlines()
                     if said:
                         raise HostError(f"the {self.kind} did not start: {said[-1]}")
-                raise HostError(f"the {self.kind} {'was not ready after %.0f s' % READY_SECONDS if alive else 'ended at once'}")
+                raise HostError(
+                    f"the {self.kind} {f'was not ready after {READY_SECONDS:.0f} s' if alive else 'ended at once'}"
+                )
             time.sleep(0.05)
 
     def _note(self, **more: Any) -> None:
@@ -375,9 +398,13 @@ class Service:
             self._make_user()
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar.getmembers():  # our own archive, checked above; refuse to leave the tree all the same
-                if not (member.isfile() or member.isdir()) or member.name.startswith(("/", "..")) or "/.." in member.name:
+                if (
+                    not (member.isfile() or member.isdir())
+                    or member.name.startswith(("/", ".."))
+                    or "/.." in member.name
+                ):
                     raise HostError(f"the program's archive holds {member.name!r}, which does not belong in it")
-            tar.extractall(self.home / "tree")  # noqa: S202
+            tar.extractall(self.home / "tree")
         places = self._places()
         for name, content in files.items():
             _write(self.home / name, _fill(content, places), mode=0o600, owner=user)
@@ -386,7 +413,12 @@ class Service:
             self._check_foreign(target)
             self._note(directory=str(target))
             target.mkdir(mode=0o700, exist_ok=True)
-            _write(target / MARKER, json.dumps({"fury": 1, "agent": self.name, "run_id": run_id}) + "\n", mode=0o600, owner=user)
+            _write(
+                target / MARKER,
+                json.dumps({"fury": 1, "agent": self.name, "run_id": run_id}) + "\n",
+                mode=0o600,
+                owner=user,
+            )
             if user:
                 shutil.chown(target, user, user)
         state = self.home / "state"
@@ -408,11 +440,11 @@ class Service:
     def _start_units(self, unit: str, lease_s: int) -> None:
         reap = f"{sys.executable} -I {self.home}/tree/fury_host.py reap --home {self.home}"
         reaper = (
-            "[Unit]\nDescription=Remove what is left of Fury's {kind} {name}\n\n"
-            "[Service]\nType=oneshot\nExecStart={reap}\n\n"
+            f"[Unit]\nDescription=Remove what is left of Fury's {self.kind} {self.name}\n\n"
+            f"[Service]\nType=oneshot\nExecStart={reap}\n\n"
             # Enabled and not started: after a reboot it runs at once, for a run does not outlive its host's reboot.
             "[Install]\nWantedBy=multi-user.target\n"
-        ).format(kind=self.kind, name=self.name, reap=reap)
+        )
         timer = (
             f"[Unit]\nDescription=The lease of Fury's {self.kind} {self.name}\n\n"
             f"[Timer]\nOnActiveSec={lease_s}\nAccuracySec=1s\nUnit={self.reaper}.service\n\n[Install]\nWantedBy=timers.target\n"
@@ -428,10 +460,21 @@ class Service:
 
     def _start_processes(self, argv: Sequence[str], lease_s: int) -> None:
         tree = self.home / "tree"
-        reap = [sys.executable, "-I", str(tree / "fury_host.py"), "reap", "--home", str(self.home), "--after", str(lease_s)]
+        reap = [
+            sys.executable,
+            "-I",
+            str(tree / "fury_host.py"),
+            "reap",
+            "--home",
+            str(self.home),
+            "--after",
+            str(lease_s),
+        ]
         self._note(reaper_process=_spawn(reap, cwd=Path("/"), log=Path(os.devnull), env={}))
         log = self.home / f"{self.kind}.log"
-        self._note(process=_spawn(argv, cwd=tree, log=log, env={"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}))
+        self._note(
+            process=_spawn(argv, cwd=tree, log=log, env={"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"})
+        )
 
     # -- taking away
 
@@ -478,7 +521,9 @@ class Service:
         for entry in target.iterdir():
             if entry.name == MARKER or re.fullmatch(r"chunk-\d+\.dat|\..+\.new", entry.name):
                 entry.unlink()
-        with contextlib.suppress(OSError):  # something foreign was put into it meanwhile: that stays, and so the directory
+        with contextlib.suppress(
+            OSError
+        ):  # something foreign was put into it meanwhile: that stays, and so the directory
             target.rmdir()
         return [str(target)]
 
@@ -491,7 +536,9 @@ def _check_directory(directory: str) -> None:
         trouble = "is not a directory" if os.path.lexists(real) else "does not exist"
         raise HostError(f"directory: {shown} {trouble} on this host; make it (or mount it), or name another one")
     if real == "/" or any(real == top or real.startswith(top + "/") for top in SYSTEM_DIRECTORIES):
-        raise HostError(f"directory: {shown} is the system's own and Fury does not write there; name one on the storage to be tested")
+        raise HostError(
+            f"directory: {shown} is the system's own and Fury does not write there; name one on the storage to be tested"
+        )
 
 
 def _fill(text: str, places: Mapping[str, str]) -> str:
@@ -511,7 +558,9 @@ def _remove_units(names: Sequence[str]) -> List[str]:
     """Stop, disable and delete those of ``names`` that exist; the caller's own unit is deleted but not stopped."""
     mine = _own_unit()
     found = [n for n in names if (UNITS / n).exists()]
-    loaded = [n for n in names if n in found or _run("systemctl", "is-active", "--quiet", n, check=False).returncode == 0]
+    loaded = [
+        n for n in names if n in found or _run("systemctl", "is-active", "--quiet", n, check=False).returncode == 0
+    ]
     if not loaded:
         return []
     stop = [n for n in loaded if n != mine]

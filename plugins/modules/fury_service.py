@@ -93,10 +93,10 @@ home: {description: Where it lies on the host., type: str, returned: with a name
 removed: {description: What was taken away., type: list, elements: str, returned: state=absent}
 """
 
-import sys  # noqa: E402
+import sys
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.fury_host import HostError, Service, remove_everything  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fury_host import HostError, Service, remove_everything
 
 OLDEST_PYTHON = (3, 9)
 
@@ -121,7 +121,10 @@ def main() -> None:
             "port": {"type": "int", "default": 0},
             "ready_file": {"type": "str"},
         },
-        required_if=[("state", "checked", ["name", "run_id"]), ("state", "started", ["name", "run_id", "archive", "digest"])],
+        required_if=[
+            ("state", "checked", ["name", "run_id"]),
+            ("state", "started", ["name", "run_id", "archive", "digest"]),
+        ],
         supports_check_mode=True,
     )
     wanted = module.params

@@ -36,16 +36,41 @@ def test_text_of_digits_is_a_number_since_extra_vars_arrive_as_text() -> None:
     ("name", "value"),
     [
         ("chunk_mb", value)
-        for value in ("", " ", "0", 0, -1, "-1", 20.5, "20.5", "0x14", "1e3", "twenty", 10**7, True, "２０", [20], "20 ")
+        for value in (
+            "",
+            " ",
+            "0",
+            0,
+            -1,
+            "-1",
+            20.5,
+            "20.5",
+            "0x14",
+            "1e3",
+            "twenty",
+            10**7,
+            True,
+            "２０",
+            [20],
+            "20 ",
+        )
     ]
     + [("minutes", value) for value in (0, -1, "1.5", 10081, "one")]
     + [("seconds", value) for value in (0, "0", 604801)]
-    + [("directory", value) for value in ("relative", "/", "/proc", "/proc/self", "/dev/shm", "/sys", "/etc/x", "//", "/usr/..")]
+    + [
+        ("directory", value)
+        for value in ("relative", "/", "/proc", "/proc/self", "/dev/shm", "/sys", "/etc/x", "//", "/usr/..")
+    ]
     + [("block_kb", value) for value in (0, 3, 6, 65540)]
     + [("keep", 0), ("keep", 1001), ("free_floor_mb", -1), ("allow_few_rollovers", "perhaps"), ("metrics_port", 65536)]
     + [("fury_collector_port", value) for value in (0, 65536, "http", "")]
     + [("fury_barrier_seconds", value) for value in (0, "soon", 86401)]
-    + [("fury_mode", "docker"), ("fury_base", "here"), ("fury_results", "results"), ("fury_collector_address", "http://x:1")],
+    + [
+        ("fury_mode", "docker"),
+        ("fury_base", "here"),
+        ("fury_results", "results"),
+        ("fury_collector_address", "http://x:1"),
+    ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_what_is(name: str, value: object) -> None:
     """Field, value and allowed range are in one sentence with an example to copy."""
@@ -72,7 +97,10 @@ def test_minutes_and_seconds_together_are_refused() -> None:
 
 def test_a_misspelt_extra_var_is_an_error_with_a_suggestion() -> None:
     """Otherwise something else than asked for would run."""
-    assert problems({"a": LOCAL}, extra_vars={"chunk_mbs": 1})[0] == "chunk_mbs is not a parameter of Fury; did you mean chunk_mb?"
+    assert (
+        problems({"a": LOCAL}, extra_vars={"chunk_mbs": 1})[0]
+        == "chunk_mbs is not a parameter of Fury; did you mean chunk_mb?"
+    )
 
 
 def test_a_misspelt_inventory_variable_is_an_error_but_foreign_ones_are_not() -> None:
@@ -100,9 +128,10 @@ def test_no_agents_and_two_collectors_are_refused() -> None:
 
 def test_two_agents_of_one_machine_can_not_have_the_same_metrics_port() -> None:
     """The second would not start."""
-    assert "metrics_port: 9100 is asked for by a and b" in problems(
-        {"a": {**LOCAL, "metrics_port": 9100}, "b": {**LOCAL, "metrics_port": 9100}}
-    )[0]
+    assert (
+        "metrics_port: 9100 is asked for by a and b"
+        in problems({"a": {**LOCAL, "metrics_port": 9100}, "b": {**LOCAL, "metrics_port": 9100}})[0]
+    )
 
 
 def test_agents_on_this_machine_reach_the_collector_on_loopback() -> None:

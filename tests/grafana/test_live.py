@@ -34,7 +34,7 @@ FLEET = json.loads((ROOT / "grafana/dashboards/fleet.json").read_text(encoding="
 RUN_ID = "test-run.1"
 OTHER_RUN_ID = "test.run.1"  # as a pattern it would match RUN_ID
 AGENTS = ("alecto", "megaera", "tisiphone")
-SECONDS = 15
+SECONDS = 20
 RATE_INTERVAL = "4s"  # Grafana's at a scrape interval of 1 s: four scrapes
 
 
@@ -225,7 +225,7 @@ class Lab:
             f"--config.file={path}",
             f"--storage.tsdb.path={self.directory / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{port}",
-            # Hidden option: by default discovered targets are taken over only every 5 s, a third of this run.
+            # Hidden option: by default discovered targets are taken over only every 5 s, a quarter of this run.
             "--scrape.discovery-reload-interval=1s",
         )
         prometheus = Prometheus(f"http://127.0.0.1:{port}")

@@ -1,0 +1,146 @@
+"""Disks that are small, lie, hang or may not be written to: real file systems, so these need root."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable, Iterator, List
+
+import pytest
+
+from tests.agent.conftest import ROOT, AgentProcess
+
+Run = Callable[..., AgentProcess]
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mkfs.ext4") is None, reason="needs root and mkfs.ext4 to make file systems"
+)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts file systems below tmp_path and unmounts them in reverse order."""
+    mounted: List[Path] = []
+
+    def do(name: str, *arguments: str) -> Path:
+        target = tmp_path / name
+        target.mkdir()
+        made = subprocess.run(["mount", *arguments, str(target)], capture_output=True, text=True, check=False)
+        if made.returncode:
+            pytest.skip(f"this system lets nobody mount: {made.stderr.strip()}")
+        mounted.append(target)
+        return target
+
+    yield do
+    for target in reversed(mounted):
+        subprocess.run(["umount", str(target)], check=True)
+
+
+@pytest.fixture
+def tmpfs(mount: Callable[..., Path]) -> Path:
+    """A file system of 40 MB in memory."""
+    return mount("tmpfs", "-t", "tmpfs", "-o", "size=40m", "tmpfs")
+
+
+def ext4_image(path: Path, size: int) -> str:
+    with path.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", str(path)], check=True)
+    return str(path)
+
+
+def arguments(directory: Path, *more: str) -> List[str]:
+    return [
+        *("alecto", "--chunk-mb", "20", "--seconds", "5", "--directory", str(directory), "--free-floor-mb", "0"),
+        *("--metrics-port", "0", *more),
+    ]
+
+
+def test_a_full_file_system_is_refused_before_the_first_byte(run_agent: Run, tmpfs: Path) -> None:
+    """Two chunks of 20 MB do not fit into 40 MB once something else lies there."""
+    (tmpfs / "other").write_bytes(b"x" * 5_000_000)
+    agent = run_agent(*arguments(tmpfs))
+    assert agent.code == 3
+    assert "bytes are needed" in agent.lines[-1]
+    assert [path.name for path in tmpfs.iterdir()] == ["other"]
+
+
+def test_a_disk_that_fills_up_meanwhile_stops_it_at_the_floor(start_agent: Run, tmpfs: Path) -> None:
+    """Somebody else's file takes the space below the floor: it stops before the next chunk and frees its own."""
+    agent = start_agent(*arguments(tmpfs, "--chunk-mb", "2", "--free-floor-mb", "20", "--seconds", "60"))
+    agent.wait_for("rollover 1:")
+    (tmpfs / "other").write_bytes(b"x" * 25_000_000)
+    agent.finish()
+    assert agent.code == 6
+    assert re.search(r"stopped after \d+\.\d of 60 s: \S+ MB are free .* and 20 MB have to stay free", agent.lines[-1])
+    assert [path.name for path in tmpfs.iterdir()] == ["other"]
+
+
+def test_a_write_back_error_ends_it_at_the_first_fsync(run_agent: Run, mount: Callable[..., Path], tmpfs: Path) -> None:
+    """A disk that takes 200 MB of writes and holds 40: only what an fsync confirmed counts, and none is asked twice."""
+    image = ext4_image(tmpfs / "image", 200_000_000)
+    disk = mount("disk", "-o", "loop", image)
+    agent = run_agent(*arguments(disk, "--keep", "4", "--json"))
+    assert agent.code == 4, agent.out
+    assert re.search(
+        r"DISK_ERROR: alecto: (fsync|pwrite) of chunk \d+ at byte \d+ .* (ENOSPC|EIO|EROFS)", agent.lines[-2]
+    )
+    assert agent.summary["rollovers"] <= 2
+    assert agent.summary["written_bytes"] == agent.summary["rollovers"] * 20_000_768
+    assert agent.summary["cleanup"] in ("confirmed", "unconfirmed")
+    assert "Traceback" not in agent.out + agent.err
+
+
+def test_a_read_only_file_system_is_a_precondition(run_agent: Run, mount: Callable[..., Path]) -> None:
+    """Said before anything is tried."""
+    disk = mount("read-only", "-t", "tmpfs", "-o", "ro", "tmpfs")
+    agent = run_agent(*arguments(disk))
+    assert agent.code == 3
+    assert "cannot be written to" in agent.lines[-1]
+
+
+def test_a_disk_that_hangs_is_reported_and_not_waited_for(
+    start_agent: Run, mount: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A frozen file system holds the writer in the kernel: after the drain's time it is named, with what is left."""
+    disk = mount("disk", "-o", "loop", ext4_image(tmp_path / "image", 200_000_000))
+    agent = start_agent(*arguments(disk, "--seconds", "2", "--drain-seconds", "1", "--json"))
+    agent.wait_for("rollover 1:")
+    subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
+    try:
+        agent.finish()
+    finally:
+        subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
+    assert agent.code == 4
+    assert re.search(r"DISK_ERROR: alecto: \w+ of \S+ has not returned for \d+ s", agent.lines[-2])
+    assert agent.summary["cleanup"] == "unconfirmed"
+    assert (disk / "fury-alecto").exists()
+
+
+def test_a_directory_that_root_made_for_its_user_is_enough(tmp_path: Path) -> None:
+    """A user who may write nowhere else writes in the directory prepared for it and leaves that empty."""
+    base = tmp_path
+    for path in (base, *base.parents):
+        if not path.stat().st_mode & 0o001:
+            pytest.skip(f"{path} is closed to other users")
+    own = base / "fury-alecto"
+    own.mkdir(mode=0o700)
+    nobody = 65534
+    os.chown(own, nobody, nobody)
+    base.chmod(0o755)
+    command = [sys.executable, "-m", "fury_agent", "alecto", "--chunk-mb", "1", "--seconds", "1"]
+    done = subprocess.run(
+        [*command, "--directory", str(base)],
+        cwd=ROOT,
+        user=nobody,
+        group=nobody,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(own.iterdir()) == []

@@ -1,0 +1,315 @@
+"""The HTTP face, held against docs/protocol.md over a real database."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fury_collector import wire
+
+from .conftest import CHUNK, EPOCH, GAMMA, NAMES, RUN, Collector, event, histogram, life, ready
+
+EVENTS = f"/api/v1/runs/{RUN}/agents/alecto/events"
+
+
+def counts(collector: Collector) -> dict[str, int]:
+    """How many events are stored of each agent."""
+    run = collector.database.read_run(RUN)
+    return {agent.name: sum(epoch.stored for epoch in agent.epochs) for agent in run.agents}
+
+
+def test_a_batch_is_stored_and_acknowledged_with_the_contracts_keys(collector: Collector) -> None:
+    """The acknowledgement has the four keys of the protocol and the events are in the database."""
+    answer = collector.push("alecto", event(0, "start"), event(1, "rollover"))
+    assert answer.status_code == 200
+    assert answer.get_json() == {"stored": 2, "duplicates": 0, "receipt": False, "command": None}
+    assert counts(collector) == {"alecto": 2, "megaera": 0, "tisiphone": 0}
+
+
+@pytest.mark.parametrize("kind", ["start", "rollover", "sample", "heartbeat", "error", "final"])
+def test_every_kind_comes_back_as_a_duplicate_when_sent_again(collector: Collector, kind: str) -> None:
+    """Sending the same event twice stores it once, whatever its kind."""
+    collector.arm_and_start()
+    assert collector.push("alecto", event(0, kind)).get_json()["stored"] == 1
+    assert collector.push("alecto", event(0, kind)).get_json() == {
+        "stored": 0,
+        "duplicates": 1,
+        "receipt": kind == "final",
+        "command": None,
+    }
+    assert counts(collector)["alecto"] == 1
+
+
+def test_whole_numbers_are_the_same_body_as_their_floats(collector: Collector) -> None:
+    """A sender that writes 1 where it wrote 1.0 before has not changed the event."""
+    collector.push("alecto", event(0, "rollover", seconds=1, t_wall=5))
+    assert collector.push("alecto", event(0, "rollover", seconds=1.0, t_wall=5.0)).get_json()["duplicates"] == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (event(3, "rollover"), event(3, "rollover", bytes=1)),
+        (event(3, "rollover"), event(3, "heartbeat")),
+        (event(3, "heartbeat"), event(3, "heartbeat", pending_events=9)),
+        (event(3, "sample"), event(3, "sample", write_histogram=histogram(0.5))),
+    ],
+)
+def test_the_same_key_with_another_body_is_refused_whole_and_raises_the_alarm(
+    collector: Collector, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """A changed body is a 409 naming the event, nothing of its batch is stored, and people are told."""
+    collector.push("alecto", first)
+    answer = collector.push("alecto", event(4, "rollover"), second)
+    assert answer.status_code == 409
+    assert answer.get_json()["field"] == "events[1].seq"
+    assert counts(collector)["alecto"] == 1
+    alarm = collector.state()["messages"][-1]
+    assert alarm["level"] == "error"
+    assert alarm["text"].startswith("ALARM: a push of alecto was refused: event 3")
+    assert collector.push("alecto", event(4, "rollover")).get_json()["stored"] == 1
+
+
+def test_one_number_twice_in_a_batch_counts_once_or_is_refused(collector: Collector) -> None:
+    """Within a batch the same rules hold as between batches."""
+    answer = collector.push("alecto", event(0, "rollover"), event(0, "rollover"))
+    assert answer.get_json()["stored"] == 1
+    assert answer.get_json()["duplicates"] == 1
+    assert collector.push("alecto", event(1, "rollover"), event(1, "heartbeat")).status_code == 409
+    assert counts(collector)["alecto"] == 1
+
+
+def test_a_receipt_needs_every_event_up_to_the_final_one(collector: Collector) -> None:
+    """The receipt is given with the event that closes the last gap, also when the final one came first."""
+    words = life(2)
+    assert collector.push("alecto", words[-1]).get_json()["receipt"] is False
+    assert collector.push("alecto", *words[1:-1]).get_json()["receipt"] is False
+    assert collector.push("alecto", words[0]).get_json()["receipt"] is True
+    assert collector.push("alecto", words[0]).get_json()["receipt"] is True
+
+
+def test_nothing_may_follow_a_final_event(collector: Collector) -> None:
+    """An event after the final one, or a final one below stored events, contradicts what is stored."""
+    collector.push("alecto", event(0, "final"))
+    assert collector.push("alecto", event(1, "rollover")).status_code == 409
+    collector.push("megaera", event(5, "rollover"))
+    assert collector.push("megaera", event(3, "final")).status_code == 409
+
+
+def broken(**changes: Any) -> dict[str, Any]:
+    body = {**event(1, "rollover"), **changes}
+    return {key: value for key, value in body.items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (broken(seq=-1), "events[1].seq"),
+        (broken(seq=1.5), "events[1].seq"),
+        (broken(seq="1"), "events[1].seq"),
+        (broken(seq=True), "events[1].seq"),
+        (broken(seq=2**60), "events[1].seq"),
+        (broken(bytes=...), "events[1].bytes"),
+        (broken(bytes=2**63), "events[1].bytes"),
+        (broken(seconds=-0.1), "events[1].seconds"),
+        (broken(seconds=None), "events[1].seconds"),
+        (broken(t_wall="now"), "events[1].t_wall"),
+        (broken(kind="rolover"), "events[1].kind"),
+        (broken(kind=["rollover"]), "events[1].kind"),
+        (broken(color="red"), "events[1].color"),
+        (event(1, "heartbeat", phase="asleep"), "events[1].phase"),
+        (event(1, "final", verdict="FINE"), "events[1].verdict"),
+        (event(1, "error", message="a\0b"), "events[1].message"),
+        (event(1, "error", message="\ud800"), "events[1].message"),
+        (event(1, "error", message="x" * 5000), "events[1].message"),
+        (event(1, "start", facts=["x"]), "events[1].facts"),
+        (event(1, "start", facts={"x": {}}), "events[1].facts.x"),
+        (event(1, "sample", write_histogram={}), "events[1].write_histogram.gamma"),
+        (event(1, "sample", write_histogram={**histogram(1.0), "count": 7}), "events[1].write_histogram.count"),
+        (event(1, "sample", write_histogram={**histogram(1.0), "gamma": 1}), "events[1].write_histogram.gamma"),
+        (event(1, "sample", write_histogram={**histogram(1.0), "min": None}), "events[1].write_histogram.min"),
+        (
+            event(1, "sample", fsync_histogram={**histogram(1), "buckets": {"x": 1}}),
+            "events[1].fsync_histogram.buckets",
+        ),
+        ("rollover", "events[1]"),
+        (None, "events[1]"),
+    ],
+)
+def test_one_malformed_event_refuses_the_whole_batch(collector: Collector, bad: Any, field: str) -> None:
+    """A 400 names the field in one sentence, and the good event before it is not stored either."""
+    answer = collector.push("alecto", event(0, "start"), bad)
+    assert answer.status_code == 400
+    assert answer.get_json()["field"] == field
+    assert "\n" not in answer.get_json()["error"]
+    assert counts(collector)["alecto"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"v": 2, "epoch": EPOCH, "events": []}, "v"),
+        ({"v": True, "epoch": EPOCH, "events": []}, "v"),
+        ({"epoch": EPOCH, "events": []}, "v"),
+        ({"v": 1, "epoch": "xyz", "events": [event(0, "start")]}, "epoch"),
+        ({"v": 1, "epoch": EPOCH.upper(), "events": [event(0, "start")]}, "epoch"),
+        ({"v": 1, "epoch": EPOCH, "events": []}, "events"),
+        ({"v": 1, "epoch": EPOCH, "events": {}}, "events"),
+        ({"v": 1, "epoch": EPOCH, "events": [event(n, "heartbeat") for n in range(501)]}, "events"),
+        ({"v": 1, "epoch": EPOCH, "events": [event(0, "start")], "extra": 1}, "extra"),
+        ([], "body"),
+        (None, "body"),
+    ],
+)
+def test_a_malformed_batch_is_refused(collector: Collector, body: Any, field: str) -> None:
+    """The envelope is checked as strictly as the events."""
+    answer = collector.client.post(EVENTS, data=json.dumps(body), content_type="application/json")
+    assert answer.status_code == 400
+    assert answer.get_json()["field"] == field
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"v": NaN}',
+        b"[" * 100_000,
+        b'{"v":' * 50_000,
+        b'{"v": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_what_is_not_json_is_refused_in_json(collector: Collector, raw: bytes) -> None:
+    """Broken, hostile and badly encoded bodies are a 400 with a sentence."""
+    answer = collector.client.post(EVENTS, data=raw, content_type="application/json")
+    assert answer.status_code == 400
+    assert answer.get_json()["error"]
+
+
+def test_the_wrong_path_method_type_and_size_are_told_in_json(collector: Collector) -> None:
+    """404, 405, 413 and 415 carry the same kind of JSON as a refused field."""
+    client = collector.client
+    events = EVENTS
+    big = b" " * (wire.MAX_BODY_BYTES + 1)
+    for answer, status in (
+        (client.get("/nowhere"), 404),
+        (client.post("/api/v1/runs/other/agents/alecto/events", json={}), 404),
+        (client.get("/api/v1/runs/other"), 404),
+        (collector.push("nobody", event(0, "start")), 404),
+        (client.get(events), 405),
+        (client.post(events, data=b"{}", content_type="text/plain"), 415),
+        (client.post(events, data=b"{}", content_type="application/json", headers={"Content-Encoding": "gzip"}), 415),
+        (client.post(events, data=big, content_type="application/json"), 413),
+    ):
+        assert answer.status_code == status
+        assert set(answer.get_json()) == {"error", "field"}
+        assert answer.content_type == "application/json"
+    assert "POST" in client.get(events).headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"epoch": "0"}, "epoch"),
+        ({"metrics_port": 65536}, "metrics_port"),
+        ({"seconds": 0}, "seconds"),
+        ({"host": 7}, "host"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_malformed_ready_is_refused(collector: Collector, changes: dict[str, Any], field: str) -> None:
+    """Ready is checked field by field too, and the agent stays missing."""
+    answer = collector.post("agents/alecto/ready", {**ready(), **changes})
+    assert answer.status_code == 400
+    assert answer.get_json()["field"] == field
+    assert "alecto" in collector.state()["missing"]
+
+
+def test_the_state_has_the_contracts_keys(collector: Collector) -> None:
+    """The controller and the page rely on these names."""
+    state = collector.state()
+    assert set(state) >= {
+        *("run_id", "state", "reason", "elapsed_s", "total_s", "start_skew_s"),
+        *("fleet", "health", "missing", "agents", "messages"),
+    }
+    assert set(state["fleet"]) == {"agents_expected", "written_bytes", "bytes_per_second", "rollovers"}
+    assert set(state["health"]) == {"waiting", "green", "late", "suspect", "lost", "finished"}
+    assert set(state["agents"][0]) == {
+        *("name", "host", "health", "phase", "written_bytes", "bytes_per_second"),
+        *("rollovers", "verdict", "reason", "receipt"),
+    }
+    assert set(state["messages"][0]) == {"n", "t_wall", "level", "text"}
+
+
+def test_service_discovery_lists_agents_from_ready_until_finished(collector: Collector) -> None:
+    """Prometheus scrapes an agent only while it can answer."""
+    assert collector.client.get("/api/v1/targets").get_json() == []
+    collector.ready("alecto", metrics_address="10.0.0.2")
+    collector.ready("megaera", metrics_address="fd00::2")
+    assert collector.client.get("/api/v1/targets").get_json() == [
+        {"targets": ["10.0.0.2:41231"], "labels": {"agent": "alecto", "host": "host1"}},
+        {"targets": ["[fd00::2]:41231"], "labels": {"agent": "megaera", "host": "host1"}},
+    ]
+    collector.arm_and_start()
+    collector.push("alecto", *life())
+    left = collector.client.get("/api/v1/targets").get_json()
+    assert [target["labels"]["agent"] for target in left] == list(NAMES[1:])
+
+
+def test_the_metrics_are_exactly_those_of_the_contract(collector: Collector) -> None:
+    """A metric is renamed or added on purpose or not at all, no _created series, the run id on the info series only."""
+    collector.arm_and_start()
+    for name in NAMES:
+        collector.push(name, event(0, "start"))
+    text = collector.client.get("/metrics").get_data(as_text=True)
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert {name for name in names if not name.startswith("process_")} == {
+        "fury_collector_agents",
+        "fury_collector_run_info",
+        "fury_collector_pushes_total",
+        "fury_collector_events_stored_total",
+        "fury_collector_events_duplicate_total",
+        "fury_collector_batches_refused_total",
+        "fury_collector_push_duration_seconds",
+        "fury_collector_start_skew_seconds",
+    }
+    assert "process_open_fds" in names
+    assert "_created" not in text
+    assert [line for line in text.splitlines() if RUN in line] == [
+        f'fury_collector_run_info{{run_id="{RUN}",state="running"}} 1.0'
+    ]
+    assert 'fury_collector_agents{health="green"} 3.0' in text
+    assert "fury_collector_events_stored_total 3.0" in text
+    assert "fury_collector_start_skew_seconds 0.0" in text
+
+
+def test_refused_and_repeated_pushes_are_counted(collector: Collector) -> None:
+    """The counters tell refused batches and duplicates apart."""
+    collector.push("alecto", event(0, "start"))
+    collector.push("alecto", event(0, "start"))
+    collector.push("alecto", event(0, "rollover"))
+    collector.push("alecto", {})
+    text = collector.client.get("/metrics").get_data(as_text=True)
+    assert "fury_collector_pushes_total 2.0" in text
+    assert "fury_collector_events_duplicate_total 1.0" in text
+    assert "fury_collector_batches_refused_total 2.0" in text
+
+
+def test_health_and_root_answer(collector: Collector) -> None:
+    """A balancer and a curious person both get an answer."""
+    assert collector.client.get("/healthz").status_code == 200
+    assert collector.client.get("/").get_json()["run"] == f"/api/v1/runs/{RUN}"
+
+
+def test_written_bytes_and_rates_come_from_the_heartbeats(collector: Collector) -> None:
+    """The fleet's rate is the sum of what the agents' own clocks say."""
+    collector.arm_and_start()
+    for name in NAMES:
+        collector.push(name, event(0, "start"), event(1, "heartbeat"), event(2, "heartbeat"))
+    fleet = collector.state()["fleet"]
+    assert fleet["bytes_per_second"] == pytest.approx(3 * CHUNK)
+    assert fleet["written_bytes"] == 3 * 2 * CHUNK
+    assert GAMMA > 1

@@ -1,0 +1,220 @@
+"""The database: what it refuses, what it leaves behind, what a rollover costs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+import fury_collector.db
+from fury_collector import wire
+from fury_collector.db import SCHEMAS, Database, metadata
+from fury_collector.errors import BadInput, Precondition, Unavailable
+from fury_collector.rows import Stored
+
+from .conftest import RUN, event, plan
+
+
+def opened(path: Path, names: tuple[str, ...] = ("alecto",)) -> Database:
+    database = Database(path, exclusive=True)
+    database.add_run(wire.plan(plan(names)))
+    database.start()
+    return database
+
+
+def batch(*events: dict[str, Any], epoch: str = "0123456789abcdef") -> wire.Batch:
+    return wire.batch({"v": 1, "epoch": epoch, "events": list(events)})
+
+
+def test_a_newer_schema_is_refused_naming_both_versions(tmp_path: Path) -> None:
+    """An old collector never touches what a newer one wrote."""
+    path = tmp_path / "fury.db"
+    Database(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0999'")
+    before = path.read_bytes()
+    with pytest.raises(Precondition, match=f"schema 0999, and this collector knows schemas up to {SCHEMAS[-1]}"):
+        Database(path)
+    assert path.read_bytes() == before
+
+
+def test_what_is_not_a_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Neither text nor somebody else's database is taken for ours."""
+    text = tmp_path / "notes.txt"
+    text.write_text("dear diary " * 100)
+    with pytest.raises(Precondition, match=r"notes.txt cannot be used as a database \(file is not a database\)"):
+        Database(text)
+    assert text.read_text() == "dear diary " * 100
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE places (url TEXT)")
+    with pytest.raises(Precondition, match="a database of something else"):
+        Database(other)
+    with pytest.raises(Precondition, match="cannot"):
+        Database(tmp_path)
+
+
+def test_a_missing_database_is_named(tmp_path: Path) -> None:
+    """A report never makes an empty database in passing."""
+    with pytest.raises(BadInput, match="does not exist: name the database with --database"):
+        Database(tmp_path / "fury.db", create=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(Precondition, match="cannot open the database"):
+        Database(tmp_path / "no" / "fury.db", exclusive=True)
+
+
+def test_a_second_collector_on_the_same_database_is_refused(tmp_path: Path) -> None:
+    """One file has one writer; a reader is welcome."""
+    database = opened(tmp_path / "fury.db")
+    with pytest.raises(Precondition, match="in use by another collector"):
+        Database(tmp_path / "fury.db", exclusive=True)
+    reader = Database(tmp_path / "fury.db", create=False)
+    assert [line.run_id for line in reader.list_runs()] == [RUN]
+    reader.close()
+    database.close()
+    Database(tmp_path / "fury.db", exclusive=True).close()
+
+
+def test_a_closed_database_is_one_file(tmp_path: Path) -> None:
+    """The controller copies fury.db and has everything."""
+    database = opened(tmp_path / "fury.db")
+    assert database.store(1, batch(event(0, "start"))).result(10).fresh
+    assert (tmp_path / "fury.db-wal").exists()
+    database.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["fury.db"]
+    with sqlite3.connect(tmp_path / "fury.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert connection.execute("SELECT count(*) FROM events").fetchone() == (1,)
+
+
+def test_the_writer_is_durable_at_every_commit(tmp_path: Path) -> None:
+    """WAL with synchronous=FULL: a commit is on disk when it is acknowledged."""
+    database = opened(tmp_path / "fury.db")
+    found: list[Any] = []
+    database.change(lambda c: found.append(c.exec_driver_sql("PRAGMA synchronous").scalar())).result(10)
+    database.change(lambda c: found.append(c.exec_driver_sql("PRAGMA journal_mode").scalar())).result(10)
+    assert found == [2, "wal"]
+    database.close()
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> None:
+    """A table is never changed without a migration, and the newest migration is the one the code names."""
+    database = Database(tmp_path / "fury.db")
+    with sa.create_engine(f"sqlite:///{tmp_path / 'fury.db'}").connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        tables = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+        without = {name for name, sql in tables if "WITHOUT ROWID" in sql}
+    assert without == {"rollovers", "samples", "events", "messages"}
+    database.close()
+    script = ScriptDirectory(str(Path(fury_collector.db.__file__).parent / "migrations"))
+    assert tuple(r.revision for r in script.walk_revisions())[::-1] == SCHEMAS
+
+
+def test_a_rollover_costs_at_most_120_bytes(tmp_path: Path) -> None:
+    """Forty agents, interleaved as they come, keys and page overhead included."""
+    database = opened(tmp_path / "fury.db", tuple(f"web{n}" for n in range(40)))
+    database.close()
+    empty = (tmp_path / "fury.db").stat().st_size
+    database = Database(tmp_path / "fury.db", exclusive=True)
+    database.start()
+    count = 0
+    pending: list[Future[Stored]] = []
+    for first in range(0, 1000, 20):
+        for agent in range(1, 41):
+            events = [
+                event(
+                    seq,
+                    "rollover",
+                    t_mono_ns=10**15 + seq * 123456789,
+                    t_wall=1.79e9 + seq * 0.1234567,
+                    seconds=0.123456789 + seq * 1e-7,
+                    fsync_seconds=0.0123456789 + seq * 1e-8,
+                    write_p50_s=0.00123456789 + seq * 1e-9,
+                    write_p99_s=0.00223456789 + seq * 1e-9,
+                    write_max_s=0.00323456789 + seq * 1e-9,
+                )
+                for seq in range(first, first + 20)
+            ]
+            pending.append(database.store(agent, batch(*events)))
+            count += len(events)
+    for future in pending:
+        future.result(30)
+    database.close()
+    assert ((tmp_path / "fury.db").stat().st_size - empty) / count <= 120
+
+
+def test_queued_batches_share_one_commit_and_one_refusal_spoils_no_other(tmp_path: Path) -> None:
+    """A conflict in a group is its sender's alone."""
+    database = opened(tmp_path / "fury.db")
+    database.store(1, batch(event(0, "start"))).result(10)
+    futures = [database.store(1, batch(event(n, "rollover"))) for n in range(1, 200)]
+    bad = database.store(1, batch(event(0, "heartbeat"), event(999, "rollover")))
+    futures += [database.store(1, batch(event(n, "rollover"))) for n in range(200, 300)]
+    assert all(len(future.result(10).fresh) == 1 for future in futures)
+    assert bad.exception(10) is not None
+    assert database.read_run(RUN).agents[0].epochs[0].stored == 300
+    database.close()
+
+
+def test_a_failed_transaction_stores_nothing_and_the_next_one_works(tmp_path: Path) -> None:
+    """Everyone in the group is told to try again, and the retry is stored once."""
+    database = opened(tmp_path / "fury.db")
+
+    def fail(connection: sa.Connection) -> None:
+        raise OSError("disk on fire")
+
+    first = database.store(1, batch(event(0, "start")))
+    failed = database.change(fail)
+    assert isinstance(failed.exception(10), Unavailable)
+    if first.exception(10) is not None:
+        assert isinstance(first.exception(), Unavailable)
+    result = database.store(1, batch(event(0, "start"))).result(10)
+    assert len(result.fresh) + result.duplicates == 1
+    assert database.read_run(RUN).agents[0].epochs[0].stored == 1
+    database.close()
+
+
+def test_a_full_disk_is_told_and_passes(tmp_path: Path) -> None:
+    """While the file cannot grow pushes are refused with 503's error; afterwards the same push is stored."""
+
+    def pages(most: int) -> Callable[[sa.Connection], None]:
+        def limit(connection: sa.Connection) -> None:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {most}")
+
+        return limit
+
+    database = opened(tmp_path / "fury.db")
+    database.change(pages(1)).result(10)
+    big = [event(n, "error", message="x" * 4000) for n in range(200)]
+    refused = database.store(1, batch(*big)).exception(10)
+    assert isinstance(refused, Unavailable)
+    assert "full" in refused.message
+    assert database.read_run(RUN).agents[0].epochs == ()
+    database.change(pages(1_000_000)).result(10)
+    assert len(database.store(1, batch(*big)).result(10).fresh) == 200
+    database.close()
+
+
+def test_a_run_may_be_registered_again_only_with_the_same_plan(tmp_path: Path) -> None:
+    """A restart finds its run; another plan under its id is a mistake."""
+    database = Database(tmp_path / "fury.db")
+    first = database.add_run(wire.plan(plan()))
+    assert database.add_run(wire.plan(plan())) == first
+    with pytest.raises(BadInput, match="already with another plan"):
+        database.add_run(wire.plan(plan(("alecto",))))
+    database.close()
+
+
+def test_nothing_is_taken_after_the_end(tmp_path: Path) -> None:
+    """A push in the last instant hears that it was not stored."""
+    database = opened(tmp_path / "fury.db")
+    database.close()
+    assert isinstance(database.store(1, batch(event(0, "start"))).exception(1), Unavailable)

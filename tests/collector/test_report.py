@@ -1,0 +1,245 @@
+"""What a run amounts to, from rows alone."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any, Optional
+
+import pytest
+
+from fury_collector import report, wire
+from fury_collector.rows import AgentRows, EpochRows, RunRows, RunState
+
+from .conftest import CHUNK, RUN, event, histogram, ready
+
+
+def word(seq: int, kind: str, **changes: Any) -> wire.Event:
+    checked = wire.batch({"v": 1, "epoch": "0" * 16, "events": [event(seq, kind, **changes)]})
+    return checked.events[0]
+
+
+def epoch(*, name: str = "0" * 16, final: Optional[dict[str, Any]] = None, **changes: Any) -> EpochRows:
+    """A process that started, rolled over three times and, with `final`, ended."""
+    rows = EpochRows(
+        epoch=name,
+        stored=6 if final is not None else 4,
+        top_seq=5 if final is not None else 3,
+        final_seq=5 if final is not None else None,
+        last_t_mono_ns=13_300_000_000,
+        start=word(0, "start"),
+        heartbeat=None,
+        final=None if final is None else word(5, "final", written_bytes=3 * CHUNK, rollovers=3, **final),
+        rollovers=3,
+        rollover_bytes=3 * CHUNK,
+    )
+    return replace(rows, **changes)
+
+
+def agent(name: str, *epochs: EpochRows, **changes: Any) -> AgentRows:
+    rows = AgentRows(
+        id=1,
+        name=name,
+        host="host1",
+        chunk_mb=20,
+        seconds=60,
+        directory="/var/tmp",
+        ready=None,
+        health=None,
+        reachable=None,
+        cleanup=None,
+        cleanup_detail=None,
+        epochs=epochs,
+    )
+    return replace(rows, **changes)
+
+
+def run(*agents: AgentRows, **state: Any) -> RunRows:
+    return RunRows(
+        id=1,
+        run_id=RUN,
+        created_at="",
+        parameters={"chunk_mb": 20},
+        state=RunState(**{"state": "finished", "start_wall": 1.79e9, **state}),
+        agents=agents,
+        messages=(),
+        next_message=0,
+    )
+
+
+def judged(*agents: AgentRows, **state: Any) -> report.Result:
+    return report.judge(run(*agents, **state), ())
+
+
+def test_a_good_run_passes_and_says_how_much_and_how_fast() -> None:
+    """The sentence counts agents, gigabytes and megabytes per second."""
+    result = judged(agent("alecto", epoch(final={})), agent("megaera", epoch(final={})))
+    assert result.sentence == "PASS: 2 of 2 agents finished, 0.1 GB at 2.0 MB/s"
+
+
+def test_an_agent_without_a_final_word_is_incomplete_and_named() -> None:
+    """Its reason says how long it was heard, its bytes are those of its stored rollovers."""
+    lost = [agent(f"web{n}", epoch()) for n in (3, 7, 9)]
+    result = judged(*(agent(f"web{n + 10}", epoch(final={})) for n in range(37)), *lost)
+    assert result.sentence == "INCOMPLETE: 37 of 40 agents finished; lost: web3, web7, web9"
+    assert result.agents[-1].reason == "lost after 12.3 s"
+    assert result.agents[-1].written_bytes == 3 * CHUNK
+
+
+def test_a_final_word_with_missing_events_is_incomplete() -> None:
+    """A PASS with holes is none."""
+    result = judged(agent("alecto", epoch(final={}, stored=4)))
+    assert result.verdict == "INCOMPLETE"
+    assert result.agents[0].reason == "2 of 6 events are missing"
+
+
+@pytest.mark.parametrize("index", range(len(report.SEVERITY) - 1))
+def test_the_run_is_as_bad_as_its_worst_agent(index: int) -> None:
+    """Each verdict outweighs all that come after it in the order of severity."""
+    worse, *others = report.SEVERITY[index:]
+    result = judged(
+        *(agent(f"a{n}", epoch(final={"verdict": v, "reason": "why"})) for n, v in enumerate([*others, worse]))
+    )
+    assert result.verdict == worse
+    assert set(report.SEVERITY) == set(wire.VERDICTS)
+
+
+def test_a_bad_verdict_names_the_agent_and_its_reason() -> None:
+    """The last sentence of a failed run tells where to look."""
+    bad = epoch(final={"verdict": "DISK_ERROR", "reason": "fsync: EIO"})
+    result = judged(agent("alecto", epoch(final={})), agent("megaera", bad))
+    assert result.sentence == "DISK_ERROR: 1 of 2 agents: megaera (megaera: fsync: EIO)"
+
+
+def test_a_stopped_run_is_incomplete_even_if_all_said_pass() -> None:
+    """Nobody compares a run that was cut short."""
+    result = judged(agent("alecto", epoch(final={})), stop_reason="Ctrl-C")
+    assert result.sentence == "INCOMPLETE: 1 of 1 agents finished; the run was stopped: Ctrl-C"
+
+
+def test_an_aborted_run_says_why() -> None:
+    """Who was never ready is told apart from who was."""
+    armed = wire.ready(ready())
+    result = judged(agent("alecto", ready=armed), agent("megaera"), state="aborted", reason="not all were ready")
+    assert [one.reason for one in result.agents] == ["was ready, but the run was aborted", "never got ready"]
+    assert result.sentence.endswith("never got ready: megaera; the run was aborted: not all were ready")
+
+
+def test_what_the_controller_saw_of_the_hosts_counts() -> None:
+    """An unconfirmed cleanup spoils a PASS and nothing worse; an unreachable host explains a missing agent."""
+    result = judged(
+        agent("alecto", epoch(final={}), cleanup="unconfirmed", cleanup_detail="ssh timed out"),
+        agent("megaera", epoch(final={}), cleanup="confirmed"),
+    )
+    assert result.verdict == "CLEANUP_UNCONFIRMED"
+    assert "ssh timed out" in result.reason
+    assert report.summary(result)["agents"][1]["cleanup"] == "confirmed"
+    gone = judged(agent("alecto", reachable=False, cleanup_detail="no route to host"))
+    assert gone.agents[0].reason == "its host could not be reached: no route to host"
+
+
+def test_several_processes_of_an_agent_add_up() -> None:
+    """A crash costs nothing of what was durable before it, and is told."""
+    result = judged(agent("alecto", epoch(name="a" * 16), epoch(name="b" * 16, final={"seconds": 40.0})))
+    one = result.agents[0]
+    assert one.verdict == "PASS"
+    assert one.reason == "restarted 1×"
+    assert (one.epochs, one.written_bytes, one.rollovers) == (2, 6 * CHUNK, 6)
+    assert one.seconds == pytest.approx(52.3)
+    assert (one.events_issued, one.events_stored) == (10, 10)
+
+
+def test_the_last_process_without_a_final_word_is_incomplete() -> None:
+    """A final word of an earlier process does not speak for the later one."""
+    result = judged(agent("alecto", epoch(name="a" * 16, final={}), epoch(name="b" * 16)))
+    assert result.verdict == "INCOMPLETE"
+
+
+def test_percentiles_of_the_fleet_come_from_merged_histograms() -> None:
+    """Ten slow writes of one agent among ninety quick ones of another are the fleet's p95, not an average."""
+    quick = epoch(final={"write_histogram": histogram(*[0.001] * 90)})
+    slow = epoch(final={"write_histogram": histogram(*[0.1] * 10)})
+    latency = report.summary(judged(agent("a", quick), agent("b", slow)))["fleet"]["write_latency_seconds"]
+    assert latency["p50"] == pytest.approx(0.001, rel=0.01)
+    assert latency["p95"] == pytest.approx(0.1, rel=0.01)
+    assert latency["max"] == 0.1
+
+
+def test_latencies_of_a_lost_agent_come_from_its_samples() -> None:
+    """What was measured before the loss is not thrown away; samples beside a final word are not counted twice."""
+    rows = run(agent("alecto", epoch()), agent("megaera", epoch(final={"write_histogram": histogram(0.5)})))
+    samples = [
+        {"agent": name, "epoch": "0" * 16, "write_histogram": histogram(0.2), "fsync_histogram": histogram(0.3)}
+        for name in ("alecto", "alecto", "megaera")
+    ]
+    result = report.judge(rows, samples)
+    assert (result.agents[0].writes.count, result.agents[1].writes.count) == (2, 1)
+    assert result.agents[0].fsyncs.quantile(0.5) == pytest.approx(0.3, rel=0.01)
+
+
+def test_the_summary_has_the_contracts_keys() -> None:
+    """Keys of summary.json may be added, never renamed."""
+    summary = report.summary(judged(agent("alecto", epoch(final={}))))
+    assert set(summary) >= {
+        *("schema", "run_id", "verdict", "reason", "started_at", "seconds", "parameters", "fleet", "agents"),
+    }
+    assert summary["schema"] == 1
+    assert summary["started_at"] == "2026-09-21T14:13:20.000Z"
+    assert set(summary["fleet"]) >= {
+        *("agents_expected", "agents_finished", "written_bytes", "rollovers", "throughput_bytes_per_second"),
+        *("start_skew_seconds", "write_latency_seconds", "fsync_latency_seconds"),
+    }
+    assert set(summary["agents"][0]) >= {
+        *("name", "host", "verdict", "reason", "epochs", "events_issued", "events_stored", "written_bytes"),
+        *("rollovers", "seconds", "throughput_bytes_per_second", "write_latency_seconds", "fsync_latency_seconds"),
+        *("device_written_bytes", "cleanup"),
+    }
+    assert set(summary["fleet"]["write_latency_seconds"]) == {"p50", "p95", "p99", "p999", "max"}
+
+
+def test_the_table_fits_120_columns_with_the_longest_names_and_largest_figures() -> None:
+    """Long names give way, figures don't."""
+    huge = {
+        "written_bytes": 10**16,
+        "seconds": 604800.0,
+        "write_histogram": histogram(0.000001, 3599.0),
+        "fsync_histogram": histogram(3599.0),
+        "verdict": "DATA_CORRUPTION",
+        "reason": "",
+    }
+    final = {key: value for key, value in huge.items() if key != "written_bytes"}
+    rows = [agent("n" * 64, epoch(final=final, rollovers=10**7), host="h" * 255), agent("b", epoch(), host="")]
+    text = report.table(judged(*rows))
+    lines = text.splitlines()
+    assert max(len(line) for line in lines[:-1]) <= 120
+    assert "n…" in text
+    assert "DATA_CORRUPTION" in text
+    assert "3599000" in text
+
+
+def test_the_table_is_aligned_and_reads_well() -> None:
+    """The general statistics as a user sees them."""
+    text = report.table(judged(agent("alecto", epoch(final={})), agent("megaera", epoch())))
+    assert text == (
+        "                chunk                          write   write   write   fsync   fsync\n"
+        "agent    host      MB  MB/s    GB  rollovers  p50 ms  p99 ms  max ms  p50 ms  p99 ms  verdict\n"
+        "------------------------------------------------------------------------------------------------\n"
+        "alecto   host1     20   1.0  0.06          3    2.01    2.01    3.00   10.00   10.00  PASS\n"
+        "megaera  host1     20   4.9  0.06          3       -       -       -       -       -  INCOMPLETE\n"
+        "------------------------------------------------------------------------------------------------\n"
+        "fleet                   2.0  0.12          6    2.01    2.01    3.00   10.00   10.00  INCOMPLETE\n"
+        "\n"
+        "INCOMPLETE: 1 of 2 agents finished; lost: megaera"
+    )
+
+
+def test_csv_files_have_a_header_and_a_row_each() -> None:
+    """Histograms become counts and percentiles."""
+    row = {"agent": "alecto", "host": "h,1", "epoch": "0" * 16, **event(3, "sample")}
+    file = io.StringIO()
+    assert report.write_samples([row], file) == 1
+    head, line = file.getvalue().splitlines()
+    assert head.startswith("agent,host,epoch,seq,t_mono_ns,t_wall,interval_s,written_bytes,")
+    assert line.startswith('alecto,"h,1",0000000000000000,3,')
+    assert "histogram" not in head
+    assert report.write_rollovers([], io.StringIO()) == 0

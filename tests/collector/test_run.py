@@ -1,0 +1,323 @@
+"""The life of a run under a clock the test holds: barrier, start, liveness, end, restart."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import CHUNK, NAMES, RUN, Clock, Collector, Open, event, life, plan
+
+OTHER = "00000000000000bb"
+
+
+def texts(collector: Collector) -> list[str]:
+    return [message["text"] for message in collector.state()["messages"]]
+
+
+def health(collector: Collector) -> dict[str, str]:
+    return {agent["name"]: agent["health"] for agent in collector.state()["agents"]}
+
+
+def beat(collector: Collector, *names: str) -> None:
+    """One more heartbeat of each named agent, at the clock's time."""
+    for name in names:
+        assert collector.push(name, event(int(collector.clock.now * 10), "heartbeat")).status_code == 200
+
+
+def test_the_barrier_names_who_is_missing_and_opens_for_all_at_one_instant(collector: Collector) -> None:
+    """Every agent is told the same instant, 1.5 s after the last one was ready."""
+    answer = collector.ready("alecto").get_json()
+    assert answer == {
+        "state": "waiting",
+        "missing": ["megaera", "tisiphone"],
+        "missing_count": 2,
+        "collector_mono_s": collector.clock.now,
+    }
+    collector.ready("megaera")
+    assert collector.state()["state"] == "arming"
+    last = collector.ready("tisiphone").get_json()
+    assert last["state"] == "start"
+    assert last["start_in_s"] == pytest.approx(1.5)
+    assert collector.state()["state"] == "starting"
+    collector.clock.now += 0.4
+    other = collector.ready("alecto").get_json()
+    assert other["collector_mono_s"] + other["start_in_s"] == pytest.approx(last["collector_mono_s"] + 1.5)
+    collector.pass_time(2)
+    assert collector.state()["state"] == "running"
+    assert collector.ready("megaera").get_json()["start_in_s"] < 0
+
+
+def test_the_barrier_does_not_open_over_an_agent_that_fell_silent(collector: Collector) -> None:
+    """Being ready once is not being ready: who has not asked for 10 s is missing again."""
+    collector.ready("alecto")
+    for _ in range(24):
+        collector.pass_time(0.5)
+        collector.ready("megaera")
+    answer = collector.ready("tisiphone").get_json()
+    assert answer["missing"] == ["alecto"]
+    assert health(collector)["alecto"] == "late"
+    assert collector.ready("alecto").get_json()["state"] == "start"
+
+
+def test_a_barrier_that_times_out_aborts_the_run_and_names_the_missing(collector: Collector) -> None:
+    """Those who wait are told to abort and why."""
+    for _ in range(601):
+        collector.pass_time(0.5)
+        collector.ready("alecto")
+    state = collector.state()
+    assert state["state"] == "aborted"
+    assert state["reason"] == "not all agents were ready within 300 s; never ready: megaera, tisiphone"
+    answer = collector.ready("alecto").get_json()
+    assert answer["state"] == "abort"
+    assert "megaera" in answer["reason"]
+    assert collector.ready("megaera").get_json()["state"] == "abort"
+
+
+def test_an_agent_that_refuses_before_the_start_aborts_the_run(collector: Collector) -> None:
+    """The reason names who and why, and the others are told to abort."""
+    collector.ready("megaera")
+    collector.push("alecto", event(0, "final", verdict="PRECONDITION", reason="needs 2.0 GB, has 1.0 GB", seconds=0.0))
+    state = collector.state()
+    assert state["state"] == "aborted"
+    assert state["reason"] == "alecto ended before the start: PRECONDITION: needs 2.0 GB, has 1.0 GB"
+    assert collector.ready("megaera").get_json()["state"] == "abort"
+    assert collector.push("megaera", event(0, "heartbeat")).get_json()["command"] == "stop"
+
+
+def test_an_aborted_run_waits_for_the_ready_ones_to_say_their_last_word(collector: Collector) -> None:
+    """The collector may exit 3 s after the abort, a little later for those who still talk, never more than 15 s."""
+    collector.ready("megaera")
+    collector.push("alecto", event(0, "final", verdict="PRECONDITION", reason="x"))
+    collector.pass_time(4)
+    assert not collector.run.over
+    collector.push("megaera", event(0, "final", verdict="INCOMPLETE", reason="aborted"))
+    assert collector.run.over
+
+
+def test_a_second_process_of_a_running_agent_is_refused(collector: Collector) -> None:
+    """Two live processes under one name are a mistake that the second one hears of."""
+    collector.arm_and_start()
+    collector.push("alecto", event(0, "start"))
+    answer = collector.ready("alecto", OTHER)
+    assert answer.status_code == 409
+    assert "another live process of alecto" in answer.get_json()["error"]
+
+
+def test_a_crashed_agent_comes_back_as_a_new_process_and_starts_at_once(collector: Collector) -> None:
+    """After the old process has been silent for 10 s the new one is let in, and the old one no more."""
+    collector.arm_and_start()
+    collector.push("alecto", event(0, "start"), event(1, "rollover"))
+    collector.pass_time(11)
+    answer = collector.ready("alecto", OTHER).get_json()
+    assert answer["state"] == "start"
+    assert answer["start_in_s"] < -10
+    collector.push("alecto", *life(2), epoch=OTHER)
+    assert collector.ready("alecto").status_code == 409
+    alecto = collector.state()["agents"][0]
+    assert alecto["health"] == "finished"
+    assert alecto["rollovers"] == 3
+    assert alecto["written_bytes"] == 3 * CHUNK
+
+
+def test_silence_is_judged_in_steps_and_a_late_beat_restores(collector: Collector) -> None:
+    """Late after 10 s, suspect after 20 s, lost after 40 s, green again with one beat; all of it is told."""
+    collector.arm_and_start()
+    beat(collector, *NAMES)
+    seen: list[str] = []
+    for _ in range(82):
+        collector.pass_time(0.5)
+        beat(collector, "alecto", "megaera")
+        if not seen or seen[-1] != health(collector)["tisiphone"]:
+            seen.append(health(collector)["tisiphone"])
+    assert seen == ["green", "late", "suspect", "lost"]
+    beat(collector, "tisiphone")
+    assert health(collector)["tisiphone"] == "green"
+    told = [text for text in texts(collector) if text.startswith("tisiphone")]
+    assert told[-4:] == [
+        "tisiphone is late: nothing heard for 10.5 s",
+        "tisiphone is suspect: nothing heard for 20.5 s",
+        "tisiphone is lost: nothing heard for 40.5 s",
+        "tisiphone is back after 41.0 s of silence",
+    ]
+
+
+def test_silence_of_all_at_once_is_called_collector_or_network(collector: Collector) -> None:
+    """Where nobody is heard any more, the likely cause is named instead of everybody's death."""
+    collector.arm_and_start()
+    beat(collector, *NAMES)
+    collector.pass_time(25)
+    told = texts(collector)
+    assert "nothing heard from any of 3 agents for 10.5 s: collector or network" in told
+    assert not [text for text in told if "suspect" in text]
+
+
+def test_many_agents_that_fall_silent_together_are_told_in_one_line(collector_at: Open) -> None:
+    """A rack that goes dark does not scroll the terminal away."""
+    names = tuple(f"web{n}" for n in range(40))
+    collector = collector_at(plan(names))
+    collector.arm_and_start(names)
+    beat(collector, *names)
+    collector.pass_time(8)
+    beat(collector, "web0")
+    collector.pass_time(4)
+    late = [text for text in texts(collector) if "late" in text]
+    assert late == [
+        "39 agents are late: nothing heard for 10.5 s: "
+        "web1, web2, web3, web4, web5, web6, web7, web8, web9, web10 and 29 more"
+    ]
+
+
+def test_a_ready_agent_that_stays_silent_is_judged_too(collector: Collector) -> None:
+    """An agent that never started writing is lost like any other, and the run ends without it."""
+    collector.arm_and_start()
+    for _ in range(90):
+        collector.pass_time(0.5)
+        beat(collector, "alecto", "megaera")
+    assert health(collector)["tisiphone"] == "lost"
+    collector.push("alecto", event(10**6, "final"))
+    assert collector.state()["state"] == "running"
+
+
+def test_time_in_which_the_collector_itself_stood_still_is_nobodys_silence(collector: Collector) -> None:
+    """After a SIGSTOP of the collector everyone gets that time back."""
+    collector.arm_and_start()
+    beat(collector, *NAMES)
+    collector.clock.now += 60
+    collector.run.tick()
+    assert set(health(collector).values()) == {"green"}
+    assert any("stood still for 60.0 s" in text for text in texts(collector))
+
+
+def test_the_run_goes_from_running_to_draining_to_finished(collector: Collector) -> None:
+    """Draining begins when the last one stops writing, the end is the last receipt, and the exit comes 3 s later."""
+    collector.arm_and_start()
+    for index, name in enumerate(NAMES):
+        collector.push(name, event(0, "start", start_collector_mono_s=8001.5 + index / 1000))
+    assert collector.state()["start_skew_s"] == pytest.approx(0.002)
+    assert "3 of 3 agents started within 2.0 ms" in texts(collector)
+    for name in NAMES:
+        collector.push(name, *life()[1:-1])
+    assert collector.state()["state"] == "draining"
+    for name in NAMES:
+        collector.push(name, life()[-1])
+    state = collector.state()
+    assert state["state"] == "finished"
+    assert state["health"]["finished"] == 3
+    assert state["agents"][0]["verdict"] == "PASS"
+    assert not collector.run.over
+    collector.pass_time(3.5)
+    assert collector.run.over
+    assert collector.state()["elapsed_s"] == pytest.approx(state["elapsed_s"])
+
+
+def test_a_run_whose_last_agents_are_lost_finishes_and_names_them(collector: Collector) -> None:
+    """A dead host does not keep the run open for ever."""
+    collector.arm_and_start()
+    for name in NAMES:
+        collector.push(name, event(0, "start"))
+    for name in NAMES[:2]:
+        collector.push(name, *life()[1:])
+    collector.pass_time(41)
+    assert collector.state()["state"] == "finished"
+    assert texts(collector)[-1] == "the run has finished: 2 of 3 agents delivered everything; lost: tisiphone"
+
+
+def test_a_stop_reaches_every_agent_with_its_next_answer(collector: Collector) -> None:
+    """Also one that is still at the barrier, and the reason is kept."""
+    collector.arm_and_start()
+    collector.push("alecto", event(0, "start"))
+    assert collector.post("stop", {"reason": "Ctrl-C"}).status_code == 200
+    assert collector.push("alecto", event(1, "rollover")).get_json()["command"] == "stop"
+    assert collector.ready("megaera").get_json()["state"] == "abort"
+    assert collector.state()["reason"] == "Ctrl-C"
+    assert collector.post("stop", {}).status_code == 400
+
+
+def test_a_stop_before_the_start_aborts_the_run(collector: Collector) -> None:
+    """There is nothing to drain then."""
+    collector.post("stop", {"reason": "Ctrl-C"})
+    assert collector.state()["state"] == "aborted"
+    assert collector.ready("alecto").get_json()["state"] == "abort"
+
+
+def test_close_lets_the_collector_exit_at_once(collector: Collector) -> None:
+    """The controller need not wait for the last 3 s."""
+    assert not collector.run.over
+    collector.post("close", {})
+    assert collector.run.over
+
+
+def test_rollovers_are_printed_at_most_once_a_second_and_summed_up(collector: Collector) -> None:
+    """A fast fleet does not flood the terminal, and rollovers are not kept as messages."""
+    collector.arm_and_start()
+    before = len(collector.lines)
+    collector.push("alecto", event(0, "start"), event(1, "rollover", chunk=0))
+    collector.pass_time(1.5)
+    for name in NAMES:
+        collector.push(name, *(event(2 + n, "rollover") for n in range(4)))
+    collector.pass_time(1.5)
+    assert collector.lines[before + 1 :] == [
+        "alecto rolled over chunk 0: 20 MB in 0.25 s, 80.0 MB/s",
+        "12 rollovers in the last 2 s (alecto 4, megaera 4, tisiphone 4)",
+    ]
+    assert not [text for text in texts(collector) if "roll" in text]
+
+
+def test_errors_of_an_agent_are_shown_but_not_without_end(collector: Collector) -> None:
+    """After 20 the rest is only stored."""
+    collector.push("alecto", *(event(n, "error") for n in range(50)))
+    assert len([line for line in collector.lines if line.startswith("alecto reports")]) == 20
+
+
+def test_a_restarted_collector_takes_the_run_up_where_it_was(collector_at: Open) -> None:
+    """Start instant, counts, receipts and messages are those of before, and everyone gets a full window."""
+    clock = Clock()
+    first = collector_at(clock=clock)
+    first.arm_and_start()
+    start = first.run.start_mono_s
+    first.push("alecto", *life())
+    first.push("megaera", event(0, "start"), event(1, "rollover"), event(2, "heartbeat"))
+    before = first.state()
+    first.pass_time(9)
+    first.database.record(1, first.run.take_outbox()).result(10)
+    clock.now += 60
+    second = collector_at(clock=clock)
+    after = second.state()
+    assert second.run.start_mono_s == start
+    assert after["state"] == "running"
+    assert health(second) == {"alecto": "finished", "megaera": "green", "tisiphone": "green"}
+    for key in ("written_bytes", "rollovers", "phase", "receipt", "verdict"):
+        assert [agent[key] for agent in after["agents"]] == [agent[key] for agent in before["agents"]]
+    assert after["messages"][: len(before["messages"])] == before["messages"]
+    second.pass_time(9)
+    assert health(second)["megaera"] == "green"
+    assert second.push("megaera", event(1, "rollover")).get_json()["duplicates"] == 1
+    assert second.ready("tisiphone").get_json()["start_in_s"] == pytest.approx(start - clock.now if start else 0)
+    for name in NAMES[1:]:
+        second.push(name, *life(), epoch="0123456789abcdef" if name == "tisiphone" else OTHER)
+    assert health(second)["tisiphone"] == "finished"
+
+
+def test_a_collector_restarted_at_the_barrier_waits_until_it_has_heard_everyone_again(collector_at: Open) -> None:
+    """Who was ready before the restart may be dead by now."""
+    clock = Clock()
+    first = collector_at(clock=clock)
+    first.ready("alecto")
+    first.ready("megaera")
+    second = collector_at(clock=clock)
+    assert second.ready("tisiphone").get_json()["missing"] == ["alecto", "megaera"]
+    second.ready("alecto")
+    assert second.ready("megaera").get_json()["state"] == "start"
+
+
+def test_a_finished_run_still_takes_late_events(collector_at: Open) -> None:
+    """What was fetched over ssh is ingested by the same path after the end."""
+    first = collector_at(plan(("alecto",)))
+    first.arm_and_start(("alecto",))
+    first.push("alecto", event(0, "start"))
+    first.pass_time(41)
+    assert first.state()["state"] == "finished"
+    first.database.record(1, first.run.take_outbox()).result(10)
+    second = collector_at(plan(("alecto",)))
+    assert second.state()["state"] == "finished"
+    assert second.push("alecto", *life()).get_json()["receipt"] is True
+    assert second.database.read_run(RUN).agents[0].epochs[0].receipt
