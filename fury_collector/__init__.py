@@ -44,11 +44,11 @@ def create_app(config: Config) -> Flask:
     app = Flask("fury_collector", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = wire.MAX_BODY_BYTES
     app.extensions["fury_run"] = run
-    app.extensions["fury_run_ref"] = run_ref
+    recorder = app.extensions["fury_recorder"] = api.Recorder(run, run_ref, config.database)
     api.register(
         app,
         run=run,
-        run_ref=run_ref,
+        recorder=recorder,
         database=config.database,
         metrics=Metrics(run),
         wait=config.wait,

@@ -13,6 +13,7 @@ from fury_collector import wire
 from fury_collector.db import Database
 from fury_collector.errors import BadInput, CollectorError, Conflict, NotJson, Unavailable, Unknown
 from fury_collector.metrics import Metrics
+from fury_collector.rows import Record
 from fury_collector.run import Run
 
 T = TypeVar("T")
@@ -25,21 +26,32 @@ class Wait:
         return future.result()
 
 
-def register(app: Flask, *, run: Run, run_ref: int, database: Database, metrics: Metrics, wait: Wait) -> None:
+class Recorder:
+    """Brings what the run has to record to the database, again if it could not be written."""
+
+    def __init__(self, run: Run, run_ref: int, database: Database) -> None:
+        self._run, self._run_ref, self._database = run, run_ref, database
+        self._written: list[tuple[list[Record], Future[None]]] = []
+
+    def flush(self) -> Optional[Future[None]]:
+        """Queue what is new and what failed; the newest write that is still under way or has failed, if any."""
+        failed = [record for records, done in self._written if done.done() and done.exception() for record in records]
+        self._written = [(records, done) for records, done in self._written if not done.done()]
+        records = failed + self._run.take_outbox()
+        if records:
+            self._written.append((records, self._database.record(self._run_ref, records)))
+        return self._written[-1][1] if self._written else None
+
+
+def register(app: Flask, *, run: Run, recorder: Recorder, database: Database, metrics: Metrics, wait: Wait) -> None:
     """Put the protocol's routes and JSON errors on the application."""
     api = Blueprint("api", __name__)
-    # The newest write of the run's own records: an answer that says "start" waits until that is on disk.
-    pending: list[Future[None]] = []
-
-    def flush() -> None:
-        records = run.take_outbox()
-        if records:
-            pending[:] = [database.record(run_ref, records)]
 
     def settle() -> None:
-        flush()
-        if pending:
-            wait(pending[0])
+        """Wait until everything up to now is on disk: nobody is told of a start that a crash could forget."""
+        written = recorder.flush()
+        if written is not None:
+            wait(written)
 
     def known(run_id: str) -> None:
         if run_id != run.run_id:
@@ -51,10 +63,10 @@ def register(app: Flask, *, run: Run, run_ref: int, database: Database, metrics:
         run.agent_id(name)
         answer = run.ready(name, wire.ready(_body()))
         settle()
-        if "start_in_s" in answer:  # the commit took its time: the answer is to be right when it leaves
-            now = run.now()
+        now = run.now()  # the commit took its time: the answer is to be right when it leaves
+        if "start_in_s" in answer:
             answer["start_in_s"] -= now - answer["collector_mono_s"]
-            answer["collector_mono_s"] = now
+        answer["collector_mono_s"] = now
         return _json(answer)
 
     @api.post("/api/v1/runs/<run_id>/agents/<name>/events")
@@ -70,10 +82,13 @@ def register(app: Flask, *, run: Run, run_ref: int, database: Database, metrics:
             metrics.refused.inc()
             if isinstance(error, Conflict):
                 run.conflict(name, error)
-                flush()
+                recorder.flush()
+            raise
+        except Unavailable as error:
+            run.trouble(error)
             raise
         command = run.stored(name, batch.epoch, result)
-        flush()
+        recorder.flush()
         metrics.pushes.inc()
         metrics.stored.inc(len(result.fresh))
         metrics.duplicates.inc(result.duplicates)
@@ -145,8 +160,7 @@ def _register_errors(app: Flask) -> None:
             return response
         if status == 404:
             return _error(status, "there is nothing at this path: docs/protocol.md lists those that exist")
-        if status == 500:
-            app.logger.error("%s %s failed", request.method, request.path, exc_info=error.__cause__ or error)
+        if status == 500:  # Flask has logged the exception
             return _error(status, "the collector failed to answer this: its log says why")
         return _error(status, error.description or error.name)
 

@@ -387,8 +387,9 @@ def _with_reason(result: Result, run: RunRows) -> Result:
             said += f"; the run was stopped: {run.state.stop_reason}"
     else:
         worst = [agent for agent in agents if agent.verdict == result.verdict]
-        why = f" ({worst[0].name}: {worst[0].reason})" if worst[0].reason else ""
-        said = f"{len(worst)} of {len(agents)} agents: {_names(agent.name for agent in worst)}{why}"
+        why = f"{worst[0].name}: {worst[0].reason}" if worst[0].reason else worst[0].name
+        more = f"{len(worst)} of {len(agents)} agents: {_names(agent.name for agent in worst)}; "
+        said = more + why if len(worst) > 1 else why
     return Result(**{**vars(result), "reason": said})
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from fury_collector.errors import Conflict, Unknown
+from fury_collector.errors import Conflict, Unavailable, Unknown
 from fury_collector.rows import AgentRows, Armed, EpochRows, Message, Record, RunRows, RunState, Stored, Transition
 from fury_collector.wire import Event, Ready
 
@@ -20,6 +20,7 @@ START_AHEAD_S = 1.5
 LINGER_S = 3.0
 ABORT_LINGER_S = 15.0
 STANDSTILL_S = 5.0
+ALARM_EVERY_S = 10.0
 SHOWN_MESSAGES = 200
 SHOWN_ERRORS = 20
 HEALTHS = ("waiting", "green", "late", "suspect", "lost", "finished")
@@ -133,7 +134,7 @@ class Run:
         self._ended: Optional[float] = now if self.state in ("finished", "aborted") else None
         self._closed = False
         self._all_silent = False
-        self._skew_told = False
+        self._troubled = float("-inf")
         self._messages: deque[Message] = deque(rows.messages, maxlen=SHOWN_MESSAGES)
         self._next_message = rows.next_message
         self._rolled: dict[str, int] = {}
@@ -191,19 +192,21 @@ class Run:
         if agent.epoch is None:
             agent.epoch = epoch
         one = agent.epochs.setdefault(epoch, _Epoch())
+        before = agent.phase
         for event in result.fresh:
             self._event(agent, epoch, one, event)
         if result.receipt and not one.receipt:
             one.receipt = True
             if agent.epoch == epoch:
                 self._change(agent, "finished", 0.0)
-        self._progress()
+        if agent.phase != before or agent.health == "finished":
+            self._progress()
         return "stop" if self.stop_reason is not None or self.state == "aborted" else None
 
     def conflict(self, name: str, error: Conflict) -> None:
         """Raise the alarm that an agent's push contradicts what is stored; at most one in 10 s for each agent."""
         agent = self._agent(name)
-        if self._clock() - agent.alarmed >= 10:
+        if self._clock() - agent.alarmed >= ALARM_EVERY_S:
             agent.alarmed = self._clock()
             self._say(f"ALARM: a push of {name} was refused: {error.message}", "error")
 
@@ -222,9 +225,11 @@ class Run:
         """The controller has what it needs: the collector may exit."""
         self._closed = True
 
-    def trouble(self, text: str) -> None:
-        """Tell people of a trouble of the collector's own."""
-        self._say(text, "error")
+    def trouble(self, error: Unavailable) -> None:
+        """Tell people, at most once in 10 s, that the database refuses to be written."""
+        if self._clock() - self._troubled >= ALARM_EVERY_S:
+            self._troubled = self._clock()
+            self._say(f"pushes are refused for now: {error.message}", "error")
 
     # What time does
 
@@ -507,20 +512,17 @@ class Run:
             if health != agent.health:
                 self._change(agent, health, silent)
                 changes.setdefault(health, []).append((agent, silent))
-        words = {"late": "late", "suspect": "suspect", "lost": "lost"}
         for health, changed in changes.items():
-            if health not in words or (self._all_silent and health != "lost"):
+            if health == "green" or (self._all_silent and health != "lost"):
                 continue
             level = "error" if health == "lost" else "warning"
             if len(changed) <= 3:
                 for agent, silent in changed:
-                    self._say(f"{agent.name} is {words[health]}: nothing heard for {silent:.1f} s", level)
+                    self._say(f"{agent.name} is {health}: nothing heard for {silent:.1f} s", level)
             else:
                 names = _names(agent.name for agent, _ in changed)
                 silent = min(silent for _, silent in changed)
-                self._say(
-                    f"{len(changed)} agents are {words[health]}: nothing heard for {silent:.1f} s: {names}", level
-                )
+                self._say(f"{len(changed)} agents are {health}: nothing heard for {silent:.1f} s: {names}", level)
         if len(judged) > 1 and not self._all_silent and all(a.health not in ("green", "waiting") for a in judged):
             self._all_silent = True
             silent = min(now - (agent.heard or now) for agent in judged)

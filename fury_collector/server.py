@@ -26,7 +26,6 @@ import gevent.event
 import gevent.pool
 import gevent.pywsgi
 import gevent.socket
-from flask import Flask
 
 from fury_collector import Config, api, create_app, report, wire
 from fury_collector.db import Database
@@ -97,7 +96,14 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
     def handle_one_response(self) -> None:
         """Read the body, answer."""
         self._give(REQUEST_S)
-        super().handle_one_response()
+        self.server.answering += 1
+        try:
+            super().handle_one_response()
+        finally:
+            self.server.answering -= 1
+
+    def log_error(self, msg: str, *args: Any) -> None:
+        """Broken requests are answered, not logged: their number is the sender's choice."""
 
     def handle_error(self, t: Any, v: Any, tb: Any) -> None:
         """A client that has gone is no error of ours; anything else is told."""
@@ -162,9 +168,11 @@ def _serve(
     wait = HubWait()
     app = create_app(Config(plan, database, barrier_seconds=barrier_seconds, wait=wait, tell=tell))
     run: Run = app.extensions["fury_run"]
+    recorder: api.Recorder = app.extensions["fury_recorder"]
     server = gevent.pywsgi.WSGIServer(
-        listener, app, log=None, error_log=None, handler_class=Handler, spawn=gevent.pool.Pool(CONNECTIONS)
+        listener, app, log=None, error_log=sys.stderr, handler_class=Handler, spawn=gevent.pool.Pool(CONNECTIONS)
     )
+    server.answering = 0
     try:
         server.start()
         where, listening = listener.getsockname()[:2]
@@ -176,14 +184,18 @@ def _serve(
         tell(f"the collector listens on {url}")
         while not ending.wait(TICK_S):
             run.tick()
-            _record(app, database)
+            recorder.flush()
             if run.over and not stay:
                 break
     finally:
-        server.stop(timeout=2)
+        server.close()
+        with gevent.Timeout(2, False):  # let those finish that are being answered, idle connections need no time
+            while server.answering:
+                gevent.sleep(0.01)
+        server.stop(timeout=0)
         if state_file is not None:
             state_file.unlink(missing_ok=True)
-        _record(app, database)
+        recorder.flush()
         # A writer that has taken everything before this one has taken everything.
         with contextlib.suppress(CollectorError):
             wait(database.change(lambda connection: None))
@@ -222,12 +234,6 @@ def listen(host: str, port: int) -> Any:
         ) from None
     listener.setblocking(False)
     return listener
-
-
-def _record(app: Flask, database: Database) -> None:
-    records = app.extensions["fury_run"].take_outbox()
-    if records:
-        database.record(app.extensions["fury_run_ref"], records)
 
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:

@@ -6,13 +6,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+import tempfile
 from pathlib import Path
 from typing import Callable, Iterator, List
 
 import pytest
 
-from tests.agent.conftest import ROOT, AgentProcess
+from fury_agent.chunks import ChunkDirectory
+from fury_agent.config import check_directory
+from tests.agent.conftest import AgentProcess
 
 Run = Callable[..., AgentProcess]
 pytestmark = pytest.mark.skipif(
@@ -111,36 +113,36 @@ def test_a_disk_that_hangs_is_reported_and_not_waited_for(
     agent.wait_for("rollover 1:")
     subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
     try:
-        agent.finish()
+        agent.wait_for("DISK_ERROR: ")
     finally:
-        subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
+        subprocess.run(["fsfreeze", "-u", str(disk)], check=True)  # the kernel lets go of the process only now
+    agent.finish()
     assert agent.code == 4
     assert re.search(r"DISK_ERROR: alecto: \w+ of \S+ has not returned for \d+ s", agent.lines[-2])
     assert agent.summary["cleanup"] == "unconfirmed"
     assert (disk / "fury-alecto").exists()
 
 
-def test_a_directory_that_root_made_for_its_user_is_enough(tmp_path: Path) -> None:
+def test_a_directory_that_root_made_for_its_user_is_enough() -> None:
     """A user who may write nowhere else writes in the directory prepared for it and leaves that empty."""
-    base = tmp_path
-    for path in (base, *base.parents):
-        if not path.stat().st_mode & 0o001:
-            pytest.skip(f"{path} is closed to other users")
-    own = base / "fury-alecto"
-    own.mkdir(mode=0o700)
     nobody = 65534
-    os.chown(own, nobody, nobody)
-    base.chmod(0o755)
-    command = [sys.executable, "-m", "fury_agent", "alecto", "--chunk-mb", "1", "--seconds", "1"]
-    done = subprocess.run(
-        [*command, "--directory", str(base)],
-        cwd=ROOT,
-        user=nobody,
-        group=nobody,
-        extra_groups=[],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert list(own.iterdir()) == []
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as base:
+        os.chmod(base, 0o755)
+        own = Path(base) / "fury-alecto"
+        own.mkdir(mode=0o700)
+        os.chown(own, nobody, nobody)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.setgid(nobody)
+                os.setuid(nobody)
+                chunks = ChunkDirectory(check_directory(base, child=own.name), agent="alecto", run_id="r")
+                chunks.claim()
+                made = chunks.allocate(slots=1, size=4096, floor=0, stopped=lambda: False)
+                code = 0 if made and chunks.remove() is None else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert list(own.iterdir()) == []

@@ -237,7 +237,7 @@ def collector(collector_at: Open) -> Collector:
 class Process:
     """A real collector process on a loopback port of its own choice."""
 
-    def __init__(self, directory: Path, document: dict[str, Any], *options: str) -> None:
+    def __init__(self, directory: Path, document: dict[str, Any], *options: str, before: str = "") -> None:
         self.directory = directory
         self.state_file = directory / "state.json"
         self.output = directory / "output.txt"
@@ -248,7 +248,14 @@ class Process:
         with self.output.open("a") as out:
             self.popen = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "fury_collector", "serve", "--plan", str(plan_file)),
+                    *(
+                        sys.executable,
+                        "-c",
+                        f"{before}\nfrom fury_collector.__main__ import main\nmain()",
+                        "serve",
+                        "--plan",
+                        str(plan_file),
+                    ),
                     *("--database", str(directory / "fury.db"), "--port", "0", "--state-file", str(self.state_file)),
                     *options,
                 ],
@@ -307,8 +314,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts real collectors over tmp_path and ends those that are left."""
     started: list[Process] = []
 
-    def start(document: Optional[dict[str, Any]] = None, *options: str) -> Process:
-        process = Process(tmp_path, document or plan(), *options)
+    def start(document: Optional[dict[str, Any]] = None, *options: str, before: str = "") -> Process:
+        process = Process(tmp_path, document or plan(), *options, before=before)
         started.append(process)
         return process
 

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from fury_collector import wire
-from fury_collector.__main__ import cli
+from fury_collector.__main__ import cli, main
 from fury_collector.db import Database
 from fury_collector.errors import BadInput
 
@@ -135,15 +135,22 @@ def test_a_bad_plan_is_refused_in_one_sentence(document: Any, named: str) -> Non
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_its_exit_code(
-    tmp_path: Path, arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """No traceback, exit code 2 for bad input, 3 for what this machine does not allow."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "plan.json").write_text(json.dumps(plan()))
     (tmp_path / "notes.txt").write_text("dear diary")
     Database(tmp_path / "empty.db").close()
-    result = fury(*arguments, cwd=tmp_path)
-    assert result.returncode == code, result.stderr
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fury_collector", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == code
+    assert said in told
+    assert len(told.strip().splitlines()) == 1

@@ -108,7 +108,7 @@ def test_a_bad_verdict_names_the_agent_and_its_reason() -> None:
     """The last sentence of a failed run tells where to look."""
     bad = epoch(final={"verdict": "DISK_ERROR", "reason": "fsync: EIO"})
     result = judged(agent("alecto", epoch(final={})), agent("megaera", bad))
-    assert result.sentence == "DISK_ERROR: 1 of 2 agents: megaera (megaera: fsync: EIO)"
+    assert result.sentence == "DISK_ERROR: megaera: fsync: EIO"
 
 
 def test_a_stopped_run_is_incomplete_even_if_all_said_pass() -> None:

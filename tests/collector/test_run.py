@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import sqlalchemy as sa
 
 from .conftest import CHUNK, NAMES, RUN, Clock, Collector, Open, event, life, plan
 
@@ -15,6 +16,13 @@ def texts(collector: Collector) -> list[str]:
 
 def health(collector: Collector) -> dict[str, str]:
     return {agent["name"]: agent["health"] for agent in collector.state()["agents"]}
+
+
+def settle(collector: Collector) -> None:
+    """Bring to disk what the run has to record, as the server does after every tick."""
+    written = collector.app.extensions["fury_recorder"].flush()
+    assert written is not None
+    written.result(10)
 
 
 def beat(collector: Collector, *names: str) -> None:
@@ -278,7 +286,7 @@ def test_a_restarted_collector_takes_the_run_up_where_it_was(collector_at: Open)
     first.push("megaera", event(0, "start"), event(1, "rollover"), event(2, "heartbeat"))
     before = first.state()
     first.pass_time(9)
-    first.database.record(1, first.run.take_outbox()).result(10)
+    settle(first)
     clock.now += 60
     second = collector_at(clock=clock)
     after = second.state()
@@ -316,8 +324,34 @@ def test_a_finished_run_still_takes_late_events(collector_at: Open) -> None:
     first.push("alecto", event(0, "start"))
     first.pass_time(41)
     assert first.state()["state"] == "finished"
-    first.database.record(1, first.run.take_outbox()).result(10)
+    settle(first)
     second = collector_at(plan(("alecto",)))
     assert second.state()["state"] == "finished"
     assert second.push("alecto", *life()).get_json()["receipt"] is True
     assert second.database.read_run(RUN).agents[0].epochs[0].receipt
+
+
+def test_what_could_not_be_recorded_is_recorded_later(collector: Collector) -> None:
+    """A full disk at the moment of the start: nobody is told to start until the instant is on disk."""
+
+    def limit(pages: int) -> None:
+        collector.database.change(lambda c: pragma(c, f"PRAGMA max_page_count = {pages}")).result(10)
+
+    def pragma(connection: sa.Connection, text: str) -> None:
+        connection.exec_driver_sql(text)
+
+    collector.ready("alecto")
+    limit(1)
+    refused = collector.ready("megaera", agent_version="x" * 64, host="y" * 255, metrics_address="z" * 255)
+    if refused.status_code == 200:  # the last page had room left
+        refused = collector.push("megaera", *(event(n, "error", message="m" * 4000) for n in range(100)))
+    assert refused.status_code == 503
+    assert refused.headers["Retry-After"] == "1"
+    assert "full" in refused.get_json()["error"]
+    limit(1_000_000)
+    assert collector.ready("megaera").status_code == 200
+    assert collector.ready("tisiphone").get_json()["state"] == "start"
+    rows = collector.database.read_run(RUN)
+    assert [agent.ready is not None for agent in rows.agents] == [True, True, True]
+    assert [message.n for message in rows.messages] == list(range(rows.next_message))
+    assert rows.state.start_mono_s == collector.run.start_mono_s
