@@ -22,8 +22,8 @@ BLOCK_UNIT = 4096
 """Chunks and blocks are whole multiples of this many bytes."""
 
 _MAX_FILE_BYTES = 1_000_000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _TRUE = ("true", "yes", "on")
 _FALSE = ("false", "no", "off")
 _SYSTEM_DIRECTORIES = (  # what a machine cannot do without

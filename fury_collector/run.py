@@ -468,7 +468,8 @@ class Run:
         self._start_wall = self._wall() + START_AHEAD_S
         self.state = "starting"
         self._record_state()
-        self._say(f"{_agents(len(self._agents))} ready: common start in {START_AHEAD_S} s")
+        number = len(self._agents)
+        self._say(f"{number} of {_agents(number)} ready: common start in {START_AHEAD_S} s")
 
     def _barrier_reason(self) -> str:
         now = self._clock()
@@ -540,19 +541,22 @@ class Run:
             return
         if all(agent.health in ("finished", "lost") for agent in agents):
             self.state = "finished"
+            self._end()
+            self._tell_rollovers(now)
             lost = [agent.name for agent in agents if agent.health == "lost"]
             if lost:
                 told = f"{len(agents) - len(lost)} of {_agents(len(agents))} delivered everything; lost: {_names(lost)}"
             else:
                 told = f"{_agents(len(agents))} delivered everything"
             self._say(f"the run has finished: {told}", "warning" if lost else "info")
-            self._end()
             return
         writing = any(
             agent.health not in ("finished", "lost") and agent.phase in ("armed", "writing") for agent in agents
         )
         state = "running" if writing else "draining"
         if state != self.state:
+            if self.state == "starting":
+                self._roll_told = self.start_mono_s
             self.state = state
             self._record_state()
             if state == "draining":
@@ -587,7 +591,7 @@ class Run:
     def _tell_rollovers(self, now: float) -> None:
         """Print rollovers: at most one line a second at first, ever fewer in a long run; they are no messages."""
         since = now - self._roll_told
-        if not self._rolled or since < max(1.0, self._elapsed() / 60):
+        if not self._rolled or (since < max(1.0, self._elapsed() / 60) and not self._ended):
             return
         count = sum(self._rolled.values())
         if count == 1:
@@ -596,7 +600,8 @@ class Run:
             who = sorted(self._rolled.items(), key=lambda item: (-item[1], item[0]))
             listed = ", ".join(f"{name} {number}" for name, number in who[:5])
             more = f" and {len(who) - 5} more agents" if len(who) > 5 else ""
-            self._tell(f"{count} rollovers in the last {since:.0f} s ({listed}{more})")
+            last = f"{since:.0f} s" if since >= 1.5 else "second"
+            self._tell(f"{count} rollovers in the last {last} ({listed}{more})")
         self._rolled = {}
         self._roll_told = now
 

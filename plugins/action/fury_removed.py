@@ -19,7 +19,9 @@ class ActionModule(ActionBase):
         found: dict[str, list[str]] = {}
         failed: dict[str, str] = {}
         for host in task_vars["ansible_play_hosts_all"]:
-            result = task_vars["hostvars"][host].get("fury_removed", {})
+            result = task_vars["hostvars"][host].get("fury_removed")
+            if result is None:  # a host of the inventory that is none of ours
+                continue
             if "removed" in result:
                 found[host] = result["removed"]
             else:

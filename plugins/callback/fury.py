@@ -119,7 +119,10 @@ class CallbackModule(DefaultCallback):
             return
         if result.task.ignore_unreachable:  # the play goes on without this host and tells of it itself
             return
-        message = str(result.result.get("msg", "")).strip()
+        name = result.host.get_name()
         self._display.display(
-            f"error: {result.host.get_name()} is unreachable: {message}", color=C.COLOR_UNREACHABLE, stderr=True
+            f"error: {name} is unreachable: {str(result.result.get('msg', '')).strip()}; "
+            f"make `ssh {name}` work, or leave it out with --limit '!{name}'",
+            color=C.COLOR_UNREACHABLE,
+            stderr=True,
         )
