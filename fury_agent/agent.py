@@ -17,7 +17,7 @@ import traceback
 from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
 
 from fury_agent import __version__
-from fury_agent.channel import Channel, Exchange, Refused, Sender, Trouble
+from fury_agent.channel import Channel, Exchange, Refused, Sender, Trouble, own_address
 from fury_agent.chunks import ChunkDirectory
 from fury_agent.config import Config, check_directory
 from fury_agent.console import (
@@ -176,7 +176,8 @@ class _Agent:
             raise self._stopped_early()
         self._require_two_rollovers()
         registry = make_registry(self._read, run_id=config.run_id, version=__version__, directory=self.chunks.path)
-        self.metrics = MetricsServer(registry, address=config.metrics_address, port=config.metrics_port)
+        address = config.metrics_address or own_address(config.collector_url)
+        self.metrics = MetricsServer(registry, address=address, port=config.metrics_port)
         self.console.say(f"metrics: {self.metrics.url}")
 
     def _require_two_rollovers(self) -> None:
@@ -211,7 +212,7 @@ class _Agent:
         self.channel = self._make_channel(config.collector_url)
         self.console.say(f"{config.name} is armed and waits for the start from {config.collector_url}")
         description = {
-            "metrics_address": config.metrics_address,
+            "metrics_address": self.metrics.address if self.metrics else "127.0.0.1",
             "metrics_port": self.metrics.port if self.metrics else 0,
             "chunk_bytes": config.chunk_bytes,
             "seconds": config.seconds,

@@ -9,6 +9,7 @@ import dataclasses
 import http.client
 import json
 import random
+import socket
 import threading
 import time
 import urllib.parse
@@ -43,16 +44,17 @@ class Exchange:
     asked_s: float
     answered_s: float
     collector_s: float
+    held_s: float = 0.0
 
     @property
     def round_trip_s(self) -> float:
-        """How long question and answer took together."""
-        return self.answered_s - self.asked_s
+        """How long question and answer were on their way, without the time the collector held the question."""
+        return max(0.0, self.answered_s - self.asked_s - self.held_s)
 
     @property
     def offset_s(self) -> float:
-        """This host's clock minus the collector's, taking the middle of the round trip as the collector's instant."""
-        return (self.asked_s + self.answered_s) / 2 - self.collector_s
+        """This host's clock minus the collector's, if both ways took the same time; wrong by half a round trip at most."""
+        return self.answered_s - self.round_trip_s / 2 - self.collector_s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,18 @@ class Receipt:
 
     complete: bool
     command: Optional[str]
+
+
+def own_address(url: Optional[str]) -> str:
+    """This host's address on the way to the collector at `url`; loopback without one. Asks the routing table, sends nothing."""
+    parts = urllib.parse.urlsplit(url or "http://127.0.0.1")
+    try:
+        family, _, _, _, where = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"  # no way to the collector either: that is said when it is asked for the start
 
 
 class Channel:
@@ -89,7 +103,10 @@ class Channel:
             raise Trouble("an answer without state or collector_mono_s; is this the collector?")
         if answer["state"] == "start" and not _is_number(answer.get("start_in_s")):
             raise Trouble("a start without start_in_s; is this the collector?")
-        return Exchange(answer, asked_s, answered_s, float(collector_s))
+        held_s = answer.get("held_s", 0.0)
+        if not isinstance(held_s, (int, float)):
+            raise Trouble("an answer whose held_s is no number; is this the collector?")
+        return Exchange(answer, asked_s, answered_s, float(collector_s), float(held_s))
 
     def send(self, bodies: Sequence[bytes]) -> Receipt:
         """Delivers the events whose JSON `bodies` are; returns once the collector has committed all of them."""

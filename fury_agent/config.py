@@ -102,10 +102,9 @@ FIELDS: Tuple[Field, ...] = (
     Field(
         "metrics_address",
         "address",
-        "where /metrics listens",
+        "where /metrics listens (default: the address that reaches the collector, without one 127.0.0.1)",
         "an IP address of this host",
         "127.0.0.1",
-        default="127.0.0.1",
     ),
     _whole("metrics_port", "", (0, 65_535), 0, "port of /metrics; 0 takes any free one", default=0),
     _whole("heartbeat_seconds", " of seconds", (1, 3600), 5, "seconds between two heartbeats", default=5),
@@ -146,7 +145,7 @@ class Config:
     free_floor_mb: int = 500
     allow_few_rollovers: bool = False
     collector_url: Optional[str] = None
-    metrics_address: str = "127.0.0.1"
+    metrics_address: Optional[str] = None
     metrics_port: int = 0
     heartbeat_seconds: int = 5
     sample_seconds: int = 10

@@ -62,6 +62,12 @@ def serve(**options: Any) -> None:
     """Serve one run: wait for its agents, start them together, store what they report, and end with the run."""
     from fury_collector import server  # gevent is not needed by the other commands
 
+    try:
+        options["database"].parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Precondition(
+            f"cannot make {options['database'].parent}: {error.strerror}; name another --database"
+        ) from None
     server.serve(
         wire.plan(_read_json(options["plan_file"], "plan")),
         options["database"],
@@ -122,7 +128,7 @@ def report_(run_id: str, database: Path) -> None:
     help="What the controller saw of each agent's host as JSON; recorded first.",
 )
 def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -> None:
-    """Write summary.json, rollovers.csv and samples.csv of RUN (a run id or `latest`)."""
+    """Write summary.json, rollovers.csv and samples.csv of RUN (a run id or `latest`), and print its statistics."""
     hosts = wire.hosts(_read_json(hosts_file, "hosts")) if hosts_file is not None else None
     store = Database(database, create=False)
     try:
@@ -143,7 +149,7 @@ def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -
             raise Precondition(f"cannot write to {output}: {error.strerror}; name another directory") from None
     finally:
         store.close()
-    click.echo(result.sentence)
+    click.echo(report.table(result))
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ def register(app: Flask, *, run: Run, recorder: Recorder, database: Database, me
 
     @api.post("/api/v1/runs/<run_id>/agents/<name>/ready")
     def ready(run_id: str, name: str) -> Response:
+        arrived = run.now()
         known(run_id)
         run.agent_id(name)
         answer = run.ready(name, wire.ready(_body()))
@@ -67,6 +68,7 @@ def register(app: Flask, *, run: Run, recorder: Recorder, database: Database, me
         if "start_in_s" in answer:
             answer["start_in_s"] -= now - answer["collector_mono_s"]
         answer["collector_mono_s"] = now
+        answer["held_s"] = now - arrived
         return _json(answer)
 
     @api.post("/api/v1/runs/<run_id>/agents/<name>/events")

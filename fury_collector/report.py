@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any, Optional, TextIO
 
 from fury_collector.histogram import Histogram
-from fury_collector.rows import AgentRows, EpochRows, RunRows
+from fury_collector.rows import AgentRows, EpochRows, RunRows, start_skew_s
 
 # Worst first. Wrong data outweighs no data, and that outweighs what was never tried; what is only slow or only not
 # yet tidied up comes last, because everything else of such a run holds.
@@ -48,6 +48,7 @@ class AgentResult:
     rollovers: int
     seconds: float
     first_s: Optional[float]
+    first_rtt_s: float
     last_s: Optional[float]
     writes: Histogram
     fsyncs: Histogram
@@ -129,7 +130,7 @@ def judge(run: RunRows, samples: Iterable[Row]) -> Result:
         reason="",
         started_at=_utc(run.state.start_wall),
         seconds=seconds,
-        skew_s=max(firsts) - min(firsts) if firsts else None,
+        skew_s=start_skew_s([(agent.first_s, agent.first_rtt_s) for agent in agents if agent.first_s is not None]),
         parameters=run.parameters,
         agents=agents,
         writes=writes,
@@ -289,7 +290,7 @@ def _agent(
     written = rollovers = 0
     seconds = 0.0
     device: Optional[int] = 0
-    firsts: list[float] = []
+    firsts: list[tuple[float, float]] = []
     lasts: list[float] = []
     for epoch in agent.epochs:
         rollovers += epoch.rollovers
@@ -308,8 +309,8 @@ def _agent(
             fsyncs.merge(pair[1])
             device = None
         if epoch.start is not None and epoch.start.payload["start_collector_mono_s"] is not None:
-            firsts.append(epoch.start.payload["start_collector_mono_s"])
-            lasts.append(firsts[-1] + lasting)
+            firsts.append((epoch.start.payload["start_collector_mono_s"], epoch.start.payload["rtt_s"] or 0.0))
+            lasts.append(firsts[-1][0] + lasting)
     verdict, reason = _verdict(run, agent, seconds)
     cleanup = agent.cleanup or "pending"
     if verdict == "PASS" and cleanup == "unconfirmed":
@@ -328,7 +329,8 @@ def _agent(
         written_bytes=written,
         rollovers=rollovers,
         seconds=seconds,
-        first_s=min(firsts) if firsts else None,
+        first_s=min(firsts)[0] if firsts else None,
+        first_rtt_s=min(firsts)[1] if firsts else 0.0,
         last_s=max(lasts) if lasts else None,
         writes=writes,
         fsyncs=fsyncs,

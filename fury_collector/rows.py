@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from fury_collector.wire import Event, Ready
+
+
+def start_skew_s(starts: Sequence[tuple[float, float]]) -> Optional[float]:
+    """How far apart first writes were at most, seconds; None without any.
+
+    starts: for each agent the instant on the collector's clock, as estimated, and the round trip of that estimate, which
+    is wrong by half of it at most (Cristian 1989); the result includes that.
+    """
+    if len(starts) < 2:
+        return 0.0 if starts else None
+    latest = max(instant + round_trip / 2 for instant, round_trip in starts)
+    return latest - min(instant - round_trip / 2 for instant, round_trip in starts)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fury_collector.errors import Conflict, Unavailable, Unknown
-from fury_collector.rows import AgentRows, Armed, EpochRows, Message, Record, RunRows, RunState, Stored, Transition
+from fury_collector.rows import (
+    AgentRows,
+    Armed,
+    EpochRows,
+    Message,
+    Record,
+    RunRows,
+    RunState,
+    Stored,
+    Transition,
+    start_skew_s,
+)
 from fury_collector.wire import Event, Ready
 
 LATE_S, SUSPECT_S, LOST_S = 10.0, 20.0, 40.0
@@ -62,7 +73,8 @@ class _Agent:
     ready: Optional[Ready] = None
     epoch: Optional[str] = None
     epochs: dict[str, _Epoch] = field(default_factory=dict)
-    start_mono_s: Optional[float] = None
+    start: Optional[tuple[float, float]] = None  # instant on this clock and round trip of the estimate
+    rolled: Optional[tuple[int, int]] = None  # the newest rollover and the durable bytes then
     points: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=4))
     errors_shown: int = 0
     alarmed: float = float("-inf")
@@ -94,9 +106,11 @@ class _Agent:
     @property
     def rate(self) -> float:
         """Bytes per second over the last heartbeats; 0 as soon as it does not write or is not heard."""
-        if self.phase != "writing" or self.health not in ("green", "late") or len(self.points) < 2:
+        if self.phase != "writing" or self.health not in ("green", "late") or not self.points:
             return 0.0
         (t_first, first), (t_last, last) = self.points[0], self.points[-1]
+        if len(self.points) == 1 and self.rolled is not None:  # before the first heartbeat
+            t_last, last = self.rolled
         return max(0.0, (last - first) / ((t_last - t_first) / 1e9)) if t_last > t_first else 0.0
 
 
@@ -274,13 +288,13 @@ class Run:
 
     @property
     def start_skew_s(self) -> Optional[float]:
-        """Latest minus earliest first write over the fleet, seconds; None until all have told or 5 s have passed."""
-        starts = [agent.start_mono_s for agent in self._agents.values() if agent.start_mono_s is not None]
+        """How far apart first writes were at most, seconds; None until all have told or 5 s have passed."""
+        starts = [agent.start for agent in self._agents.values() if agent.start is not None]
         if not starts or self.start_mono_s is None:
             return None
         if len(starts) < len(self._agents) and self._clock() < self.start_mono_s + 5:
             return None
-        return max(starts) - min(starts)
+        return start_skew_s(starts)
 
     def missing(self) -> list[str]:
         """The agents the barrier waits for, by name."""
@@ -399,6 +413,8 @@ class Run:
         if event.kind == "rollover":
             one.rollovers += 1
             one.durable_bytes += payload["bytes"]
+            if current:
+                agent.rolled = (event.t_mono_ns, one.durable_bytes)
             self._rolled[agent.name] = self._rolled.get(agent.name, 0) + 1
             if len(self._rolled) == 1 and self._rolled[agent.name] == 1:
                 size, seconds = payload["bytes"], payload["seconds"]
@@ -421,8 +437,8 @@ class Run:
             if current and not any(written for _, written in agent.points):
                 agent.points.clear()  # the time at the barrier is no time of writing
                 agent.points.append((event.t_mono_ns, 0))
-            if agent.start_mono_s is None:
-                agent.start_mono_s = payload["start_collector_mono_s"]
+            if agent.start is None:
+                agent.start = _start(payload)
             size = payload["chunk_bytes"] / 1e6
             again = "again " if len(agent.epochs) > 1 else ""
             self._say(f"{agent.name} started {again}writing {size:.0f} MB chunks on {agent.host}")
@@ -585,7 +601,7 @@ class Run:
         skew = self.start_skew_s
         if skew is not None and not self._skew_told:
             self._skew_told = True
-            started = sum(agent.start_mono_s is not None for agent in self._agents.values())
+            started = sum(agent.start is not None for agent in self._agents.values())
             self._say(f"{started} of {_agents(len(self._agents))} started within {skew * 1000:.1f} ms")
 
     def _tell_rollovers(self, now: float) -> None:
@@ -613,14 +629,19 @@ class Run:
         self._tell(text)
 
 
+def _start(payload: dict[str, Any]) -> Optional[tuple[float, float]]:
+    instant = payload["start_collector_mono_s"]
+    return None if instant is None else (instant, payload["rtt_s"] or 0.0)
+
+
 def _restored(rows: AgentRows, now: float) -> _Agent:
     """An agent as the database has it; whoever was heard before gets a full window from now."""
     agent = _Agent(id=rows.id, name=rows.name, host=rows.host, chunk_mb=rows.chunk_mb, seconds=rows.seconds)
     agent.ready = rows.ready
     for epoch in rows.epochs:
         agent.epochs[epoch.epoch] = _restored_epoch(epoch)
-        if epoch.start is not None and agent.start_mono_s is None:
-            agent.start_mono_s = epoch.start.payload["start_collector_mono_s"]
+        if epoch.start is not None and agent.start is None:
+            agent.start = _start(epoch.start.payload)
     if rows.ready is not None:
         agent.epoch = rows.ready.epoch
         agent.epochs.setdefault(agent.epoch, _Epoch())

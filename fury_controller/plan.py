@@ -261,8 +261,6 @@ def _agent(
     problems += _misspelt_host_vars(name, variables)
     values = {key: variables[key] for key in AGENT_PARAMETERS if variables.get(key) is not None}
     values.setdefault("directory", DEFAULT_DIRECTORY)
-    if not is_local(variables):
-        values.setdefault("metrics_address", "0.0.0.0")
     wrong = len(problems)
     for key, value in [("name", name), *values.items()]:
         try:

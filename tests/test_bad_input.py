@@ -62,7 +62,10 @@ EXTRA_VARS = {
     "port": ([*GOOD, "-e", "fury_collector_port=70000"], ["fury_collector_port: '70000'", "from 1 to 65535"]),
     "mode": ([*GOOD, "-e", "fury_mode=docker"], ["fury_mode: 'docker'", "auto, systemd, process"]),
     "systemd elsewhere": ([*GOOD, "-e", "fury_mode=systemd"], ["systemd is not possible here"]),
-    "no room": (["-e", "chunk_mb=1000000", "-e", "keep=1000", "-e", "minutes=1"], ["bytes free", "are needed", "make room"]),
+    "no room": (
+        ["-e", "chunk_mb=1000000", "-e", "keep=1000", "-e", "minutes=1"],
+        ["bytes free", "are needed", "make room"],
+    ),
     "limit that matches nothing": ([*GOOD, "--limit", "nobody"], ["host pattern", "nobody"]),
     "limit that matches in part": ([*GOOD, "--limit", "alecto,nobody"], ["host pattern", "nobody"]),
 }
@@ -81,7 +84,10 @@ INVENTORIES = {
     "no group": (f"[web]\nalecto {LOCAL}\n", ["fury_agents", "name at least one agent"]),
     "empty": ("", ["fury_agents", "name at least one agent"]),
     "bad name": (f"[fury_agents]\nale..cto@x {LOCAL}\n", ["name: ", "A-Z a-z 0-9"]),
-    "misspelt host variable": (f"[fury_agents]\nalecto {LOCAL} chunk_mbs=20\n", ["chunk_mbs (inventory, alecto)", "chunk_mb?"]),
+    "misspelt host variable": (
+        f"[fury_agents]\nalecto {LOCAL} chunk_mbs=20\n",
+        ["chunk_mbs (inventory, alecto)", "chunk_mb?"],
+    ),
     "two collectors": (
         f"[fury_agents]\nalecto {LOCAL}\n[fury_collector]\na {LOCAL}\nb {LOCAL}\n",
         ["fury_collector has 2 hosts", "keep one"],
@@ -134,4 +140,6 @@ def test_a_python_too_old_is_named_with_the_one_that_would_do(tmp_path: Path) ->
     interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/old exec {sys.executable} "$@"\n')
     interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
     inventory = f"[fury_agents]\nalecto ansible_connection=local ansible_python_interpreter={interpreter}\n"
-    check(tmp_path, play(tmp_path, inventory, *GOOD), says=["Python 3.8.2", "3.9 or newer", "ansible_python_interpreter"])
+    check(
+        tmp_path, play(tmp_path, inventory, *GOOD), says=["Python 3.8.2", "3.9 or newer", "ansible_python_interpreter"]
+    )

@@ -42,14 +42,25 @@ class Here:
     def play(self, playbook: str, *more: str) -> subprocess.CompletedProcess[str]:
         """Run a playbook to its end."""
         return subprocess.run(
-            self.argv(playbook, *more), cwd=REPO, env=self.environment(), capture_output=True, text=True, timeout=240, check=False
+            self.argv(playbook, *more),
+            cwd=REPO,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
 
     def start(self, playbook: str, *more: str) -> subprocess.Popen[str]:
         """Start a playbook whose output goes to the file ``output``."""
         with (self.directory / "output").open("w") as output:
             process = subprocess.Popen(
-                self.argv(playbook, *more), cwd=REPO, env=self.environment(), stdout=output, stderr=subprocess.STDOUT, text=True
+                self.argv(playbook, *more),
+                cwd=REPO,
+                env=self.environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         self.started.append(process)
         return process
@@ -79,7 +90,11 @@ class Here:
 
     def left(self) -> list[str]:
         """What a run must not leave: files in the home but Ansible's own, chunks, processes."""
-        files = [str(p) for p in (self.directory / "home").rglob("*") if ".ansible" not in p.parts and p.name not in (".local", "state")]
+        files = [
+            str(p)
+            for p in (self.directory / "home").rglob("*")
+            if ".ansible" not in p.parts and p.name not in (".local", "state")
+        ]
         return files + [str(p) for p in (self.directory / "chunks").rglob("*")] + self.processes()
 
 

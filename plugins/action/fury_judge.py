@@ -1,5 +1,5 @@
 # Copyright (c) 2026 The Fury authors. MIT license.
-"""Action: write the results and show the statistics; once the hosts are clean, give the verdict."""
+"""Action: once the hosts are clean, write the results, show the statistics and give the verdict."""
 
 from __future__ import annotations
 
@@ -18,64 +18,38 @@ from fury_controller.follow import names  # noqa: E402
 
 
 class ActionModule(ActionBase):
-    """Arguments: ``results`` (the run's directory) and ``removed`` (true in the second call, after the teardown)."""
+    """No arguments; reads the plan and what each agent's host registered of its removal. Fails unless the verdict is PASS."""
 
     TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         assert task_vars is not None
-        results = Path(self._task.args["results"])
         plan = task_vars["fury_plan"]
-        if not self._task.args.get("removed", False):
-            return self._show(results)
+        results = Path(plan["results"])
         cleanup = {name: self._cleanup(task_vars["hostvars"][name]) for name in plan["agents"]}
-        return self._verdict(results, cleanup, task_vars.get("fury_collector_removal_failure"))
-
-    def _show(self, results: Path) -> dict[str, Any]:
-        for command in ("export", "report"):
-            failure = self._collector(command, results)
-            if failure:
-                self._display.display(f"error: no statistics: {failure}", color="red", stderr=True)
-                return {"changed": False}
-        latest = results.parent / "latest"
-        draft = results.parent / ".latest.new"
-        draft.unlink(missing_ok=True)
-        draft.symlink_to(results.name)
-        draft.replace(latest)
-        self._display.display(f"results: {results}")
-        return {"changed": True}
-
-    def _verdict(
-        self, results: Path, cleanup: dict[str, dict[str, Any]], collector_failure: str | None
-    ) -> dict[str, Any]:
-        unclean = [name for name, found in cleanup.items() if found["cleanup"] != "confirmed"]
-        for name in unclean:
+        failure = self._export(results, cleanup)
+        if failure is None:
+            self._point_latest_to(results)
+            self._display.display(f"results: {results}")
+        unclean = {name: found["detail"] for name, found in cleanup.items() if found["cleanup"] != "confirmed"}
+        if "fury_collector_removal_failure" in task_vars:
+            unclean["the collector"] = task_vars["fury_collector_removal_failure"]
+        for name, detail in unclean.items():
+            self._display.display(f"error: {name} is not confirmed clean: {detail}", color="red", stderr=True)
+        if unclean:
             self._display.display(
-                f"error: {name} is not confirmed clean: {cleanup[name]['detail']}", color="red", stderr=True
-            )
-        if collector_failure:
-            self._display.display(
-                f"error: the collector is not confirmed clean: {collector_failure}", color="red", stderr=True
-            )
-        if unclean or collector_failure:
-            self._display.display(
-                f"torn down: {len(cleanup) - len(unclean)} of {len(cleanup)} agents; the rest removes itself when its lease is "
-                "over, or at once with: ansible-playbook teardown.yml"
+                f"torn down but for {names(list(unclean))}, which removes itself when its lease is over; "
+                "at once with: ansible-playbook teardown.yml"
             )
         else:
             self._display.display(f"torn down: nothing of Fury is left on the hosts of {names(list(cleanup))}")
-        note = results / ".hosts.json"
-        note.write_text(json.dumps(cleanup))
-        failure = self._collector("export", results, "--hosts", str(note))
-        note.unlink()
-        if failure:
+        if failure is not None:
             return self._end("INCOMPLETE", f"no results: {failure}")
         summary = json.loads((results / "summary.json").read_text())
-        verdict, reason = summary["verdict"], summary["reason"]
-        if verdict == "PASS" and collector_failure:
-            verdict, reason = "CLEANUP_UNCONFIRMED", f"the collector is not confirmed clean: {collector_failure}"
-        return self._end(verdict, reason)
+        if summary["verdict"] == "PASS" and unclean:
+            return self._end("CLEANUP_UNCONFIRMED", f"{names(list(unclean))} not confirmed clean; all else passed")
+        return self._end(summary["verdict"], summary["reason"])
 
     def _end(self, verdict: str, reason: str) -> dict[str, Any]:
         passed = verdict == "PASS"
@@ -88,26 +62,31 @@ class ActionModule(ActionBase):
             "msg": f"{verdict}: {reason}",
         }
 
-    def _collector(self, command: str, results: Path, *more: str) -> str | None:
-        """Run one of the collector's commands on the run's database; the reason if it fails. What it prints is shown."""
-        argv = [
-            sys.executable,
-            "-m",
-            "fury_collector",
-            command,
-            "latest",
-            "--database",
-            str(results / "fury.db"),
-            *more,
-        ]
-        if command == "export":
-            argv += ["--output", str(results)]
-        done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=False)
+    def _export(self, results: Path, cleanup: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Write the results out of the database and show the statistics; the reason if that fails."""
+        note = results / ".hosts.json"
+        try:
+            note.write_text(json.dumps(cleanup))
+            argv = [sys.executable, "-m", "fury_collector", "export", "latest", "--database", str(results / "fury.db")]
+            argv += ["--output", str(results), "--hosts", str(note)]
+            done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=False)
+            note.unlink()
+        except OSError as error:
+            return f"{results} cannot be written to: {error.strerror}"
         if done.returncode:
-            return (done.stderr.strip().splitlines() or [f"{command} ended with {done.returncode}"])[-1]
-        if command == "report":
-            self._display.display(done.stdout.rstrip("\n"))
+            return (done.stderr.strip().splitlines() or [f"the export ended with {done.returncode}"])[-1]
+        table, _, _ = done.stdout.rstrip().rpartition(
+            "\n\n"
+        )  # the last paragraph is the verdict, which comes last here too
+        self._display.display(table)
         return None
+
+    @staticmethod
+    def _point_latest_to(results: Path) -> None:
+        draft = results.parent / ".latest.new"
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(results.name)
+        draft.replace(results.parent / "latest")
 
     @staticmethod
     def _cleanup(variables: Mapping[str, Any]) -> dict[str, Any]:

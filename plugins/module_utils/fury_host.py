@@ -328,13 +328,15 @@ class Service:
         directory: Optional[str] = None,
         own_user: bool = True,
         ready_file: Optional[str] = None,
+        log: Optional[str] = None,
         dry: bool = False,
     ) -> bool:
         """Bring the service to life: reaper first, then the program. True if anything had to be changed.
 
         archive: tar.gz of the program's tree, digest its sha256; files: what goes into the home beside it;
         argv: the command in process mode; unit: the unit's text in systemd mode. In these three ``@HOME@``, ``@USER@`` and
-        ``@PYTHON@`` stand for what only this host knows. lease_s: seconds after which the reaper removes everything.
+        ``@PYTHON@`` stand for what only this host knows. lease_s: seconds after which the reaper removes everything. log: where
+        its output goes in process mode, default ``<kind>.log`` in the home.
         """
         wanted = hashlib.sha256(
             json.dumps(
@@ -352,19 +354,22 @@ class Service:
             if self.mode == "systemd":
                 self._start_units(_fill(unit, self._places()), lease_s)
             else:
-                self._start_processes([_fill(word, self._places()) for word in argv], lease_s)
+                self._start_processes([_fill(word, self._places()) for word in argv], lease_s, self._log(log))
         if ready_file is not None:
-            self._wait_for(self.home / ready_file)
+            self._wait_for(self.home / ready_file, self._log(log))
         return True
 
-    def _wait_for(self, path: Path) -> None:
+    def _log(self, asked: Optional[str]) -> Path:
+        return Path(asked) if asked else self.home / f"{self.kind}.log"
+
+    def _wait_for(self, path: Path, log: Path) -> None:
         """Return when the service has written ``path``, by which it says that it is ready."""
         deadline = time.monotonic() + READY_SECONDS
         while not path.exists():
             alive = self.lives()
             if not alive or time.monotonic() > deadline:
                 with contextlib.suppress(OSError):
-                    said = (self.home / f"{self.kind}.log").read_text(errors="replace").strip().splitlines()
+                    said = log.read_text(errors="replace").strip().splitlines()
                     if said:
                         raise HostError(f"the {self.kind} did not start: {said[-1]}")
                 raise HostError(
@@ -458,7 +463,7 @@ class Service:
         _run("systemctl", "start", f"{self.reaper}.timer")
         _run("systemctl", "start", self.unit)
 
-    def _start_processes(self, argv: Sequence[str], lease_s: int) -> None:
+    def _start_processes(self, argv: Sequence[str], lease_s: int, log: Path) -> None:
         tree = self.home / "tree"
         reap = [
             sys.executable,
@@ -471,7 +476,7 @@ class Service:
             str(lease_s),
         ]
         self._note(reaper_process=_spawn(reap, cwd=Path("/"), log=Path(os.devnull), env={}))
-        log = self.home / f"{self.kind}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         self._note(
             process=_spawn(argv, cwd=tree, log=log, env={"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"})
         )

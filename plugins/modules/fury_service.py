@@ -76,6 +76,9 @@ options:
   ready_file:
     description: A file below the home; the service writes it when it is ready, and until then O(state=started) waits.
     type: str
+  log:
+    description: Where its output goes in process mode; default a file in the home.
+    type: path
 author: [The Fury authors]
 attributes:
   check_mode: {support: full}
@@ -120,6 +123,7 @@ def main() -> None:
             "need_bytes": {"type": "int", "default": 0},
             "port": {"type": "int", "default": 0},
             "ready_file": {"type": "str"},
+            "log": {"type": "path"},
         },
         required_if=[
             ("state", "checked", ["name", "run_id"]),
@@ -162,6 +166,7 @@ def main() -> None:
             lease_s=wanted["lease_seconds"],
             directory=wanted["directory"],
             ready_file=wanted["ready_file"],
+            log=wanted["log"],
             dry=module.check_mode,
         )
         module.exit_json(changed=changed, **about)

@@ -210,7 +210,9 @@ def collector_at(tmp_path: Path) -> Iterator[Open]:
     """Opens a collector over tmp_path/fury.db; a second call is a restart over the same database."""
     opened: list[Database] = []
 
-    def build(document: Optional[dict[str, Any]] = None, *, clock: Optional[Clock] = None) -> Collector:
+    def build(
+        document: Optional[dict[str, Any]] = None, *, clock: Optional[Clock] = None, wall_ahead: float = 1e9
+    ) -> Collector:
         for database in opened:
             database.close()
         database = Database(tmp_path / "fury.db", exclusive=True)
@@ -219,7 +221,13 @@ def collector_at(tmp_path: Path) -> Iterator[Open]:
         lines: list[str] = []
         held = clock or Clock()
         app = create_app(
-            Config(wire.plan(document or plan()), database, clock=held, wall=lambda: held.now + 1e9, tell=lines.append)
+            Config(
+                wire.plan(document or plan()),
+                database,
+                clock=held,
+                wall=lambda: held.now + wall_ahead,
+                tell=lines.append,
+            )
         )
         return Collector(app, app.test_client(), database, held, lines)
 

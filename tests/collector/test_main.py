@@ -128,7 +128,11 @@ def test_a_bad_plan_is_refused_in_one_sentence(document: Any, named: str) -> Non
         (["serve", "--plan", "notes.txt"], 2, "notes.txt: the body is not JSON"),
         (["serve", "--plan", "plan.json", "--port", "65536"], 2, "65536"),
         (["serve", "--plan", "plan.json", "--port", "0", "--host", "300.1.1.1"], 3, "cannot listen on 300.1.1.1"),
-        (["serve", "--plan", "plan.json", "--port", "0", "--database", "no/fury.db"], 3, "cannot open the database"),
+        (
+            ["serve", "--plan", "plan.json", "--port", "0", "--database", "notes.txt/fury.db"],
+            3,
+            "cannot make notes.txt",
+        ),
         (["serve", "--plan", "plan.json", "--port", "0", "--state-file", "no/state"], 3, "cannot write the state file"),
         (["srve"], 2, "srve"),
         (["serve"], 2, "--plan"),

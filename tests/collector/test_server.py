@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from fury_collector.db import Database
+from fury_collector.server import listen
 
 from .conftest import NAMES, ROOT, RUN, Process, event, life, plan
 
@@ -102,6 +103,16 @@ def test_a_port_in_use_is_told_in_one_sentence(serve: Serve, tmp_path: Path) -> 
     assert "--port" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "second.db").exists()
+
+
+def test_an_answer_is_not_held_back_by_nagle() -> None:
+    """pywsgi sends an answer in two parts: without TCP_NODELAY every push took 40 ms longer."""
+    listener = listen("127.0.0.1", 0)
+    with socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        accepted.close()
+    listener.close()
 
 
 def test_whatever_was_acknowledged_before_kill_9_is_there_afterwards(serve: Serve, tmp_path: Path) -> None:

@@ -102,9 +102,7 @@ class Prometheus:
         """Returns the health of every agent that is a target now, by name."""
         targets = get(f"{self.url}/api/v1/targets", {"state": "active"})["data"]["activeTargets"]
         return {
-            target["labels"]["agent"]: target["health"]
-            for target in targets
-            if target["scrapePool"] == "fury_agents"
+            target["labels"]["agent"]: target["health"] for target in targets if target["scrapePool"] == "fury_agents"
         }
 
 

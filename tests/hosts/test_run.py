@@ -55,7 +55,7 @@ class Run:
 
 
 WATCH = r"""
-pid=$(systemctl show -P MainPID fury-agent-$0.service 2>/dev/null || systemctl show -p MainPID fury-agent-$0.service | cut -d= -f2)
+pid=$(systemctl show -p MainPID fury-agent-$0.service | cut -d= -f2)
 echo "active=$(systemctl is-active fury-agent-$0.service)"
 echo "timer=$(systemctl is-active fury-reaper-agent-$0.timer)"
 echo "timer_enabled=$(systemctl is-enabled fury-reaper-agent-$0.timer)"
