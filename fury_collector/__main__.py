@@ -62,12 +62,6 @@ def serve(**options: Any) -> None:
     """Serve one run: wait for its agents, start them together, store what they report, and end with the run."""
     from fury_collector import server  # gevent is not needed by the other commands
 
-    try:
-        options["database"].parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Precondition(
-            f"cannot make {options['database'].parent}: {error.strerror}; name another --database"
-        ) from None
     server.serve(
         wire.plan(_read_json(options["plan_file"], "plan")),
         options["database"],
