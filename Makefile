@@ -56,7 +56,7 @@ packages:
 
 lock: $(VENV)/.dev ## lock the requirements again
 	@for f in agent collector controller dev; do \
-	  $(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --strip-extras --allow-unsafe --no-header \
+	  $(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --strip-extras --allow-unsafe --no-header \
 	    -o requirements/$$f.txt requirements/$$f.in; done
 
 clean: ## remove .venv and everything built; results stay
