@@ -12,11 +12,8 @@ from typing import Any
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 10.0  # without a terminal a progress line is a line of its own: fewer of them
-PATIENCE_S = 15.0  # how long the collector may be silent before we take it for gone
-
-
-class CollectorGone(Exception):
-    """The collector did not answer for a while; the sentence says which and since when."""
+PATIENCE_S = 15.0  # how long the collector may be silent before it is said
+STOPPING_S = 30.0  # how long a stopped run may take to deliver what it has
 
 
 @dataclass(frozen=True)
@@ -85,41 +82,47 @@ class Follower:
         self._shown_at = float("-inf")
         self._told: set[str] = set()
 
-    def follow(self, *, longest_s: float) -> Outcome:
-        """Follow until the run has ended, the collector is gone or ``longest_s`` seconds have passed."""
+    def follow(self, *, arming_s: float, running_s: float) -> Outcome:
+        """Follow until the run has ended, whatever becomes of the collector.
+
+        arming_s: how long it may take until the start; running_s: how long from the start until every agent has ended by
+        itself. A collector that is gone does not end the run: agents go on and keep their events.
+        """
         last: dict[str, Any] | None = None
-        begun = heard = self._clock()
+        heard = self._clock()
+        deadline = heard + arming_s
         while True:
             now = self._clock()
             if self._interrupted() and "interrupted" not in self._told:
                 self._once("interrupted", "stopping: every agent is told to stop, then the hosts are cleaned")
                 self.post("stop", reason="interrupted by the user")
+                deadline = min(deadline, now + STOPPING_S)
             try:
                 last = self._get()
-                heard = now
             except (OSError, ValueError) as error:
                 if last is not None and last["state"] in ("finished", "aborted"):
                     return self._outcome(last)
-                if now - heard > PATIENCE_S:
-                    return Outcome(
-                        "unreachable",
-                        f"the collector at {self._url} has not answered for {now - heard:.0f} s ({error}); "
-                        "set fury_collector_address to an address that this controller and all hosts reach",
-                        last["agents"] if last else [],
-                        last["start_skew_s"] if last else None,
-                    )
+                self._silent(now - heard, error, started=last is not None and last["state"] != "arming")
+                if last is None and now - heard > PATIENCE_S:
+                    return self._gone(last, f"the collector at {self._url} has never answered ({error})")
             else:
+                if last["state"] not in ("arming", "aborted") and "running" not in self._told:
+                    self._told.add("running")
+                    deadline = now + (STOPPING_S if "interrupted" in self._told else running_s)
+                if now - heard > PATIENCE_S:
+                    self._say(f"the collector answers again after {now - heard:.0f} s")
+                    self._told.discard("silent")
+                heard = now
                 self._report(last)
                 if last["state"] in ("finished", "aborted"):
                     return self._outcome(last)
-            if now - begun > longest_s:
+            if now > deadline:
+                if now - heard > PATIENCE_S:
+                    return self._gone(
+                        last, f"the collector had not answered for {now - heard:.0f} s when the run was over"
+                    )
                 self.post("stop", reason="the run's time is over")
-                return Outcome(
-                    "overdue",
-                    f"the run had not ended {longest_s:.0f} s after it was armed",
-                    last["agents"] if last else [],
-                    last["start_skew_s"] if last else None,
-                )
+                return self._gone(last, "the run's time was over before every agent had delivered everything")
             self._sleep(POLL_S)
 
     def post(self, action: str, **body: str) -> None:
@@ -131,6 +134,23 @@ class Follower:
             _open(request).close()
 
     # -- internals
+
+    def _silent(self, seconds: float, error: Exception, *, started: bool) -> None:
+        if seconds > PATIENCE_S and started:
+            self._once(
+                "silent",
+                f"error: the collector at {self._url} has not answered for {seconds:.0f} s ({error}); the agents go on "
+                "without it and keep their events until the end",
+            )
+
+    @staticmethod
+    def _gone(last: Mapping[str, Any] | None, reason: str) -> Outcome:
+        return Outcome(
+            "unreachable",
+            f"{reason}; fury_collector_address names an address that this controller and all hosts reach",
+            list(last["agents"]) if last else [],
+            last["start_skew_s"] if last else None,
+        )
 
     def _get(self) -> dict[str, Any]:
         with _open(urllib.request.Request(self._url)) as answer:

@@ -84,7 +84,7 @@ def make_plan(
         "mode": run["fury_mode"],
         "base": run["fury_base"],
         "barrier_seconds": run["fury_barrier_seconds"],
-        "longest_seconds": run["fury_barrier_seconds"] + longest + drain + 60,
+        "running_seconds": longest + drain + 60,
         "lease_seconds": run["fury_barrier_seconds"] + longest + drain + SLACK_S,
         "results": str(results / run_id),
         "collector_plan": {
@@ -95,7 +95,7 @@ def make_plan(
             "parameters": _common_parameters(planned),
             "agents": [
                 {"name": name, "host": agent["host"]}
-                | {key: agent["config"][key] for key in ("chunk_mb", "seconds", "directory")}
+                | {key: agent["config"][key] for key in ("chunk_mb", "seconds", "directory", "drain_seconds")}
                 for name, agent in planned.items()
             ],
         },

@@ -15,7 +15,7 @@ from fury_controller.follow import Follower
 
 
 class ActionModule(ActionBase):
-    """Arguments: ``url``, ``run_id``, ``longest_seconds``."""
+    """Arguments: ``url``, ``run_id``. Returns ``rescue``, the agents whose events are not all at the collector."""
 
     TRANSFERS_FILES = False
 
@@ -53,7 +53,11 @@ class ActionModule(ActionBase):
             for name, reason in failed.items():
                 say(f"error: {name} could not be armed: {reason}")
             follower.post("stop", reason=f"{', '.join(failed)} could not be armed")
-        outcome = follower.follow(longest_s=float(arguments["longest_seconds"]))
-        if outcome.state in ("unreachable", "overdue"):
+        plan = task_vars["fury_plan"]
+        outcome = follower.follow(arming_s=plan["barrier_seconds"] + 30, running_s=plan["running_seconds"])
+        if outcome.state == "unreachable":
             say(f"error: {outcome.reason}")
-        return {"changed": False, "state": outcome.state, "reason": outcome.reason}
+        delivered = {agent["name"] for agent in outcome.agents if agent["receipt"]}
+        # What the others still have is fetched from their hosts.
+        rescue = [] if outcome.state == "aborted" else [name for name in plan["agents"] if name not in delivered]
+        return {"changed": False, "state": outcome.state, "reason": outcome.reason, "rescue": rescue}
