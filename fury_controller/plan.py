@@ -17,7 +17,7 @@ from fury_agent.verdict import FuryError
 # What an agent may be told through the inventory or extra-vars, by the agent's own names (docs/protocol.md).
 AGENT_PARAMETERS = (
     "chunk_mb", "minutes", "seconds", "directory", "block_kb", "keep", "free_floor_mb", "allow_few_rollovers",
-    "heartbeat_seconds", "sample_seconds", "drain_seconds", "metrics_address", "metrics_port",
+    "heartbeat_seconds", "sample_seconds", "drain_seconds", "metrics_address", "metrics_port", "event_log",
 )  # fmt: skip
 # What the run as a whole may be told, with the default.
 RUN_PARAMETERS: dict[str, Any] = {
@@ -27,11 +27,10 @@ RUN_PARAMETERS: dict[str, Any] = {
     "fury_collector_port": 9475,
     "fury_mode": "auto",
     "fury_results": "",  # results/ beside run.yml
+    "fury_slack_seconds": 300,  # how long arming, gathering and teardown may take on top before the reapers come
 }
 MODES = ("auto", "systemd", "process")
 DEFAULT_DIRECTORY = "/var/tmp"
-# Time that a run may need before and after its barrier, writing and draining; then the reapers come.
-SLACK_S = 300
 CONTROLLERS_OWN = ("127.0.0.1", "localhost", "::1")
 
 
@@ -85,7 +84,7 @@ def make_plan(
         "base": run["fury_base"],
         "barrier_seconds": run["fury_barrier_seconds"],
         "running_seconds": longest + drain + 60,
-        "lease_seconds": run["fury_barrier_seconds"] + longest + drain + SLACK_S,
+        "lease_seconds": run["fury_barrier_seconds"] + longest + drain + run["fury_slack_seconds"],
         "results": str(results / run_id),
         "collector_plan": {
             "run_id": run_id,
@@ -138,22 +137,20 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     run = {name: variables.get(name, default) for name, default in RUN_PARAMETERS.items()}
-    for name, agents_name, low in (
-        ("fury_barrier_seconds", "barrier_seconds", 1),
-        ("fury_collector_port", "metrics_port", 1),
+    for name, agents_name, allowed in (
+        ("fury_barrier_seconds", "barrier_seconds", "a whole number of seconds from 1 to 86400"),
+        ("fury_slack_seconds", "barrier_seconds", "a whole number of seconds from 1 to 86400"),
+        ("fury_collector_port", "metrics_port", "a port from 1 to 65535"),
     ):
         try:
             run[name] = check_field(agents_name, run[name])
-            possible = run[name] >= low
+            possible = run[name] > 0
         except FuryError:
             possible = False
         if not possible:
-            allowed = {"fury_barrier_seconds": "a whole number of seconds from 1 to 86400",
-                       "fury_collector_port": "a port from 1 to 65535"}[name]  # fmt: skip
-            problems.append(
-                f"{name}: {run[name]!r} is not allowed; {allowed} is (for example -e {name}={RUN_PARAMETERS[name]})"
-            )
-            run[name] = RUN_PARAMETERS[name]
+            default = RUN_PARAMETERS[name]
+            problems.append(f"{name}: {run[name]!r} is not allowed; {allowed} is (for example -e {name}={default})")
+            run[name] = default
     if run["fury_mode"] not in MODES:
         problems.append(
             f"fury_mode: {run['fury_mode']!r} is not allowed; {', '.join(MODES)} are (for example -e fury_mode=auto)"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ class ActionModule(ActionBase):
         plan = task_vars["fury_plan"]
         results = Path(plan["results"])
         cleanup = {name: self._cleanup(task_vars["hostvars"][name]) for name in plan["agents"]}
-        failure = self._export(results, cleanup)
+        journals = self._journals(results, plan["agents"])
+        failure = self._collector("ingest", results, *journals) if journals else None
+        failure = self._export(results, cleanup) or failure
         if failure is None:
             self._point_latest_to(results)
             self._display.display(f"results: {results}")
@@ -67,18 +69,38 @@ class ActionModule(ActionBase):
         note = results / ".hosts.json"
         try:
             note.write_text(json.dumps(cleanup))
-            argv = [sys.executable, "-m", "fury_collector", "export", "latest", "--database", str(results / "fury.db")]
-            argv += ["--output", str(results), "--hosts", str(note)]
-            done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=False)
+            failure = self._collector("export", results, "--output", str(results), "--hosts", str(note))
             note.unlink()
         except OSError as error:
             return f"{results} cannot be written to: {error.strerror}"
+        return failure
+
+    @staticmethod
+    def _journals(results: Path, agents: Iterable[str]) -> list[str]:
+        """The fetched journals of agents whose events did not all get through, as the collector's command takes them."""
+        fetched = {name: results / "agents" / name / "journal.db" for name in agents}
+        return [f"{name}={path}" for name, path in fetched.items() if path.exists()]
+
+    def _collector(self, command: str, results: Path, *more: str) -> str | None:
+        """Run one of the collector's commands on the run's database and show what it says; the reason if it fails."""
+        argv = [
+            sys.executable,
+            "-m",
+            "fury_collector",
+            command,
+            "latest",
+            "--database",
+            str(results / "fury.db"),
+            *more,
+        ]
+        done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=False)
+        said = done.stdout.rstrip()
+        if command == "export":  # its last paragraph is the verdict, which comes last here too
+            said, _, _ = said.rpartition("\n\n")
+        if said:
+            self._display.display(said)
         if done.returncode:
-            return (done.stderr.strip().splitlines() or [f"the export ended with {done.returncode}"])[-1]
-        table, _, _ = done.stdout.rstrip().rpartition(
-            "\n\n"
-        )  # the last paragraph is the verdict, which comes last here too
-        self._display.display(table)
+            return (done.stderr.strip().splitlines() or [f"{command} ended with {done.returncode}"])[-1]
         return None
 
     @staticmethod
@@ -92,6 +114,11 @@ class ActionModule(ActionBase):
     def _cleanup(variables: Mapping[str, Any]) -> dict[str, Any]:
         removed: Mapping[str, Any] = variables.get("__fury_agent_removed", {})
         failure = variables.get("fury_agent_removal_failure")
+        if "fury_agent_gather_failure" in variables and removed.get("skipped"):
+            kept = (
+                f"its events could not be fetched ({variables['fury_agent_gather_failure']}) and stay there until then"
+            )
+            return {"reachable": True, "cleanup": "unconfirmed", "detail": kept}
         if removed.get("unreachable"):
             return {
                 "reachable": False,

@@ -483,6 +483,18 @@ class Service:
 
     # -- taking away
 
+    def stop(self, *, dry: bool = False) -> bool:
+        """End the program and leave what it wrote where it is, for it to be fetched; the reaper stays. True if it ran."""
+        if not self.lives():
+            return False
+        if not dry:
+            record = self.record()
+            if record.get("mode") == "systemd":
+                _run("systemctl", "stop", str(record["unit"]))
+            else:
+                _end(record.get("process"))
+        return True
+
     def remove(self, *, directory: Optional[str] = None, dry: bool = False) -> List[str]:
         """Take everything of this service off this host and say what that was; [] if there was nothing.
 

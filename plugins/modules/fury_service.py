@@ -16,8 +16,9 @@ options:
     description:
       - C(checked) says whether a run could start here and changes nothing.
       - C(started) installs and starts the service unless the very same one is running already.
+      - C(stopped) stops it and leaves its files, for them to be fetched; the reaper stays armed.
       - C(absent) stops and removes it with everything it made.
-    choices: [checked, started, absent]
+    choices: [checked, started, stopped, absent]
     required: true
     type: str
   kind:
@@ -107,7 +108,7 @@ OLDEST_PYTHON = (3, 9)
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "required": True, "choices": ["checked", "started", "absent"]},
+            "state": {"type": "str", "required": True, "choices": ["checked", "started", "stopped", "absent"]},
             "kind": {"type": "str", "default": "agent", "choices": ["agent", "collector"]},
             "name": {"type": "str"},
             "base": {"type": "path"},
@@ -126,6 +127,7 @@ def main() -> None:
             "log": {"type": "path"},
         },
         required_if=[
+            ("state", "stopped", ["name"]),
             ("state", "checked", ["name", "run_id"]),
             ("state", "started", ["name", "run_id", "archive", "digest"]),
         ],
@@ -146,6 +148,8 @@ def main() -> None:
         if wanted["state"] == "absent":
             removed = service.remove(directory=wanted["directory"], dry=module.check_mode)
             module.exit_json(changed=bool(removed), removed=removed, **about)
+        if wanted["state"] == "stopped":
+            module.exit_json(changed=service.stop(dry=module.check_mode), **about)
         if wanted["state"] == "checked":
             about.update(
                 service.check(
