@@ -9,14 +9,16 @@ import errno
 import math
 import os
 import queue
+import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
-from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple, Union
 
-from fury_agent import __version__
+from fury_agent import __version__, deadline
 from fury_agent.channel import Channel, Exchange, Refused, Sender, Trouble, own_address
 from fury_agent.chunks import ChunkDirectory
 from fury_agent.config import Config, check_directory
@@ -30,8 +32,9 @@ from fury_agent.console import (
     rate_text,
     size_text,
 )
-from fury_agent.events import Events
+from fury_agent.events import Event, EventLog, Events
 from fury_agent.histogram import Histogram
+from fury_agent.journal import JOURNAL_NAME, Keeper, forget_epochs, read_epochs, remember_epoch
 from fury_agent.metrics import (
     HostSampler,
     MetricsServer,
@@ -48,6 +51,15 @@ _TICK_S = 0.5
 _READY_APART_S = 0.5
 _EXCHANGES_KEPT = 60
 _EXCHANGES_WANTED = 3
+_PREDECESSOR_S = 60.0  # the collector calls a silent process lost after 40 s
+_CONFLICT = 409
+_ANOTHER_LIVES = re.compile(r"\banother\b.*\b(live|alive|process|epoch)\b")
+_TEXT_MOST = 4000  # of a message or reason, by the collector's table
+_ASK_S = 0.1
+_UNREACHABLE_S = 1.0
+_SIGNALLED_S = 8.0  # systemd and the supervisor kill what lives 10 s and more after their SIGTERM
+_JOURNAL_OPEN_S = 30.0  # a full one is read once from end to end
+_JOURNAL_CLOSE_S = 5.0
 _QUIET_LINE_S = 10.0
 _SECOND_SIGNAL_S = 2.0
 _SWITCH_INTERVAL_S = 0.0005
@@ -87,7 +99,18 @@ class _Agent:
         self.host = socket.gethostname()
         self.epoch = os.urandom(8).hex()
         self.inbox: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is safe in a signal handler
-        self.events = Events(keep=config.collector_url is not None)
+        self.event_log = None if config.event_log is None else EventLog(config.event_log)
+        self.events = Events(
+            keep=config.collector_url is not None,
+            epoch=self.epoch,
+            on_full=self._stop,
+            log=None if self.event_log is None else self.event_log.write,
+        )
+        self.keeper: Optional[Keeper] = None
+        self.earlier: List[str] = []
+        self.notices: Deque[str] = collections.deque()
+        self.signalled = False
+        self.unknown_bytes = 0
         self.sampler = HostSampler()
         self.chunks: Optional[ChunkDirectory] = None
         self.writer: Optional[Writer] = None
@@ -96,6 +119,8 @@ class _Agent:
         self.sender: Optional[Sender] = None
         self.facts: Mapping[str, Any] = {}
         self.calibrated = 0.0
+        self.resumed: Optional[deadline.Deadline] = None
+        self.processes = 1
         self.best_exchange: Optional[Exchange] = None
         self.fresh_rollovers: Deque[Rollover] = collections.deque()
         self.writer_ended = False
@@ -145,12 +170,14 @@ class _Agent:
         if config.state_directory is not None:
             check_directory(config.state_directory, "state_directory", system_allowed=True)
         self.chunks = ChunkDirectory(base, agent=config.name, run_id=config.run_id)
+        self._open_journal(base)
         self.console.say(
             f"{config.name} is preparing {count_text(config.keep, 'chunk')} of {config.chunk_mb} MB "
             f"in {self.chunks.path} (run {config.run_id})"
         )
         self.chunks.claim()
-        self.facts = host_facts(self.chunks.path)
+        self._resume()
+        self.facts = {**host_facts(self.chunks.path), "journal": self._journal_place(base)}
         if not self.chunks.allocate(
             slots=config.keep, size=config.chunk_bytes, floor=config.free_floor_bytes, stopped=self._stopped
         ):
@@ -180,8 +207,77 @@ class _Agent:
         self.metrics = MetricsServer(registry, address=address, port=config.metrics_port)
         self.console.say(f"metrics: {self.metrics.url}")
 
+    def _open_journal(self, base: str) -> None:
+        """Takes up what earlier processes of this run left; whatever is wrong with it, events are then kept in memory."""
+        config = self.config
+        if config.state_directory is None or config.collector_url is None:
+            return
+        run, epochs = read_epochs(config.state_directory)
+        self.earlier = epochs if run == config.run_id else []
+        path = os.path.join(config.state_directory, JOURNAL_NAME)
+        self.keeper = Keeper(
+            path,
+            self.events,
+            make_event=Event,
+            on_trouble=self._on_journal_trouble,
+            order=self.earlier,
+            foreign=None if run in (None, config.run_id) else f"it is of run {run}",
+        )
+        if self.keeper.start(_JOURNAL_OPEN_S):
+            self.earlier = [epoch for epoch in self.keeper.epochs if epoch not in self.earlier] + self.earlier
+            self.console.say(f"journal: {path}, {self._journal_place(base)}")
+            inherited = self.events.counts().inherited
+            if inherited:
+                self.console.say(f"{count_text(inherited, 'event')} of earlier processes will be delivered first")
+        self._say_notices()
+
+    def _journal_place(self, base: str) -> str:
+        """Whether keeping events and testing the storage are in each other's way."""
+        if self.keeper is None or not self.keeper.attached or self.config.state_directory is None:
+            return "in memory"
+        try:
+            same = os.stat(self.config.state_directory).st_dev == os.stat(base).st_dev
+        except OSError:
+            same = True
+        return "on the file system under test" if same else "on another file system than the one under test"
+
+    def _on_journal_trouble(self, sentence: str, number: Optional[int]) -> None:  # mostly in the keeper's thread
+        path = self.keeper.path if self.keeper is not None else None
+        self.events.append(
+            "error", {"message": sentence[:_TEXT_MOST], "operation": "journal", "path": path, "errno": number}
+        )
+        self.notices.append(sentence)
+
+    def _say_notices(self) -> None:
+        while self.notices:
+            self.console.say(self.notices.popleft())
+
+    def _resume(self) -> None:
+        """Takes up where a process of this agent crashed: there is only the rest of its time to write in."""
+        config = self.config
+        if config.state_directory is None:
+            return
+        self.resumed = deadline.load(config.state_directory, run_id=config.run_id)
+        if self.resumed is None:
+            return
+        left_s = self.resumed.ends_s - time.monotonic()
+        if left_s <= 0:
+            raise self._too_late()
+        self.console.say(
+            f"{config.name} has crashed and comes back; {left_s:.1f} of {config.seconds} s are left to write"
+        )
+
+    def _too_late(self) -> FuryError:
+        return FuryError(
+            Verdict.INCOMPLETE,
+            "its process had crashed, and when it was back the time to write was over; "
+            "what was not delivered before is not counted",
+        )
+
     def _require_two_rollovers(self) -> None:
         config, rate = self.config, self.calibrated
+        if self.resumed is not None:  # the run as a whole has been judged when it began
+            return
         expected = rate * config.seconds / config.chunk_bytes
         if expected >= _ROLLOVERS_NEEDED:
             many = f"about {expected:.0f}" if expected < 1e6 else "more than a million"
@@ -220,26 +316,45 @@ class _Agent:
             "host": self.host,
             "agent_version": __version__,
         }
+        if config.state_directory is not None:
+            problem = remember_epoch(config.state_directory, run_id=config.run_id, epoch=self.epoch)
+            if problem is not None:
+                self.console.say(f"{problem}; a process that would have to follow this one cannot name it")
+        conflicts = 0
         exchanges: Deque[Exchange] = collections.deque(maxlen=_EXCHANGES_KEPT)  # older ones have drifted
         deadline_s = time.monotonic() + config.barrier_seconds
+        predecessor_s = time.monotonic() + _PREDECESSOR_S
         missing: Optional[Tuple[str, ...]] = None
         trouble: Optional[str] = None
         while not self.stop_reason:
             asked_s = time.monotonic()
             if asked_s >= deadline_s:
                 raise self._barrier_timed_out(missing, trouble)
+            # An earlier process may have died before the collector knew it: then the one before it is meant.
+            after = self.earlier[-1 - conflicts % len(self.earlier)] if self.earlier else None
             try:
-                exchange = self.channel.ready(description)
+                exchange = self._ask(self.channel, {**description, "after": after})
             except Trouble as error:
+                if self.resumed is not None:
+                    self.console.say(
+                        f"the collector does not answer ({error}); this run has started long ago, so it writes on"
+                    )
+                    return time.monotonic()
                 if trouble is None:
                     self.console.say(f"the collector does not answer yet: {error}")
                 trouble = str(error)
             except Refused as error:
+                if self._may_pass(error) and asked_s < predecessor_s:
+                    conflicts += 1
+                    self._wait(_READY_APART_S)
+                    continue
                 raise FuryError(
                     Verdict.PRECONDITION,
                     f"the collector at {config.collector_url} refused {config.name} of run {config.run_id}: {error}",
                 ) from error
             else:
+                if exchange is None:  # a stop came, and no answer
+                    break
                 trouble = None
                 exchanges.append(exchange)
                 state = exchange.answer["state"]
@@ -255,7 +370,41 @@ class _Agent:
                     return max(time.monotonic(), exchange.collector_s + start_in_s + best.offset_s)
                 missing = self._say_missing(exchange.answer, missing)
             self._wait(_READY_APART_S - (time.monotonic() - asked_s))
+        self.collector_unreachable = self.collector_unreachable or trouble is not None
         raise self._stopped_early()
+
+    def _may_pass(self, refused: Refused) -> bool:
+        """Whether the collector takes a process for alive that has crashed: it will stop to when it hears no more of it."""
+        if refused.status != _CONFLICT or "replaced" in refused.sentence:
+            return False
+        return bool(self.resumed or self.earlier or _ANOTHER_LIVES.search(refused.sentence))
+
+    def _ask(self, channel: Channel, description: Mapping[str, Any]) -> Optional[Exchange]:
+        """The collector's answer to ready; None when a stop came first. Raises Trouble and Refused.
+
+        Asked in a thread of its own: a stop does not wait for a collector that hangs, nor for a lookup of its name.
+        """
+        answers: queue.SimpleQueue[Union[Exchange, Exception]] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put(channel.ready(description))
+            except Exception as error:  # noqa: BLE001 - raised again below
+                answers.put(error)
+
+        threading.Thread(target=ask, name="ready", daemon=True).start()
+        while True:
+            try:
+                answer = answers.get(timeout=_ASK_S)
+            except queue.Empty:
+                if not self.stop_reason:
+                    continue
+                self.collector_unreachable = True
+                self.channel = None  # still in use over there
+                return None
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
     def _say_missing(self, answer: Mapping[str, Any], before: Optional[Tuple[str, ...]]) -> Tuple[str, ...]:
         names = answer.get("missing")
@@ -292,16 +441,17 @@ class _Agent:
         self.sampler.sample()
         if self.stop_reason:
             raise self._stopped_early()
-        writer.start(start_s=start_s, runtime_s=config.seconds)
+        runtime_s = self._runtime(start_s)
+        writer.start(start_s=start_s, runtime_s=runtime_s)
         if self.stop_reason:  # a signal between the two lines above had no writer to stop
             writer.stop()
         ahead = f", starting in {start_s - time.monotonic():.1f} s" if start_s - time.monotonic() > 0.1 else ""
         self.console.say(
             f"{config.name} is writing {config.chunk_mb} MB chunks to {self.chunks.path} "
-            f"for {duration_text(config.seconds)}{ahead}"
+            f"for {duration_text(round(runtime_s))}{ahead}"
         )
         lines = RolloverLines(self.console)
-        deadline_s = start_s + config.seconds
+        deadline_s = start_s + runtime_s
         next_beat, next_sample = start_s + config.heartbeat_seconds, start_s + config.sample_seconds
         while not self.writer_ended:
             now = time.monotonic()
@@ -322,6 +472,26 @@ class _Agent:
         lines.flush()
         self.console.clear()
         self._sample()
+
+    def _runtime(self, start_s: float) -> float:
+        """How long to write from `start_s` on; noted for a process that would have to come after this one."""
+        config, before = self.config, self.resumed
+        if before is not None and before.ends_s <= start_s:
+            raise self._too_late()
+        if before is None:
+            noted = deadline.Deadline(start_s + config.seconds)
+        else:
+            noted = deadline.Deadline(before.ends_s, before.processes + 1)
+        if config.state_directory is not None:
+            try:
+                deadline.save(config.state_directory, noted, run_id=config.run_id)
+            except OSError as error:
+                self.console.say(
+                    f"{config.state_directory} takes no note of the deadline ({error.strerror}); "
+                    "if this process crashes the next one begins anew"
+                )
+        self.processes = noted.processes
+        return noted.ends_s - start_s
 
     def _count_resources(self) -> None:
         """What the writing cost, counted before the chunks are removed."""
@@ -396,6 +566,7 @@ class _Agent:
                 )
             )
         lines.tick()
+        self._say_notices()
         elapsed = min(max(0.0, time.monotonic() - start_s), float(self.config.seconds))
         quiet = time.monotonic() - lines.last_line_s >= _QUIET_LINE_S
         if not self.console.live and not quiet:
@@ -421,6 +592,7 @@ class _Agent:
             operation, path = writer.doing
             raise DiskError(
                 f"{operation} of {path} has not returned for {patience_s:.0f} s after the end of writing; "
+                f"{progress.handed_bytes - progress.durable_bytes} bytes written since the last good fsync are unknown; "
                 "look at the kernel's log and at this disk; nothing could be removed",
                 operation=operation,
                 path=path,
@@ -429,9 +601,16 @@ class _Agent:
 
     def _record(self, error: DiskError) -> None:
         self.errors += 1
+        progress = self._progress()
+        self.unknown_bytes = progress.handed_bytes - progress.durable_bytes
         self.events.append(
             "error",
-            {"message": error.message, "operation": error.operation, "path": error.path, "errno": error.errno},
+            {
+                "message": error.message[:_TEXT_MOST],
+                "operation": error.operation,
+                "path": error.path,
+                "errno": error.errno,
+            },
         )
 
     def _judge(self) -> None:
@@ -450,7 +629,7 @@ class _Agent:
             )
         if writer.stopped_s is not None:
             raise FuryError(Verdict.INCOMPLETE, f"{self.stop_reason or 'stopped'} {after}")
-        if progress.rollovers < _ROLLOVERS_NEEDED and not config.allow_few_rollovers:
+        if progress.rollovers < _ROLLOVERS_NEEDED and not config.allow_few_rollovers and self.resumed is None:
             raise FuryError(
                 Verdict.INCOMPLETE,
                 f"only {count_text(progress.rollovers, 'rollover')} of {config.chunk_mb} MB came about in "
@@ -482,7 +661,7 @@ class _Agent:
             "final",
             {
                 "verdict": self.verdict.value,
-                "reason": self.reason or self._pass_sentence(progress),
+                "reason": (self.reason or self._pass_sentence(progress))[:_TEXT_MOST],
                 "written_bytes": progress.durable_bytes,
                 "tail_bytes": progress.tail_bytes,
                 "rollovers": progress.rollovers,
@@ -502,15 +681,18 @@ class _Agent:
         sender = self.sender
         assert sender is not None
         sender.finish()
-        patience_s = 1.0 if self.collector_unreachable else float(config.drain_seconds)
-        deadline_s = time.monotonic() + patience_s
+        now = time.monotonic()
+        deadline_s = now + (_UNREACHABLE_S if self.collector_unreachable else config.drain_seconds)
+        if self.signalled:  # what is not delivered by then is in the journal
+            deadline_s = min(deadline_s, max(now + _UNREACHABLE_S, self.stopped_s + _SIGNALLED_S))
         told_s = time.monotonic() + 2.0
         while not sender.join(0.1) and time.monotonic() < deadline_s and not self.hurry:
             if time.monotonic() >= told_s:
                 told_s = deadline_s
                 trouble = f" ({sender.trouble})" if sender.trouble else ""
                 pending = count_text(self.events.counts().pending, "event")
-                self.console.say(f"delivering {pending} to the collector for up to {config.drain_seconds} s{trouble}")
+                left_s = max(0.0, deadline_s - time.monotonic())
+                self.console.say(f"delivering {pending} to the collector for up to {left_s:.0f} s more{trouble}")
         sender.cancel()
         self._judge_delivery(sender)
 
@@ -518,10 +700,13 @@ class _Agent:
         counts = self.events.counts()
         problem = None
         if counts.set_aside:
-            problem = f"the collector refused {count_text(counts.set_aside, 'event')}: {sender.refusal}"
+            sentence = sender.refusal or "an earlier process of this agent noted that"
+            problem = f"the collector refused {count_text(counts.set_aside, 'event')}: {sentence}"
         elif counts.pending:
             trouble = sender.trouble or "there was no time left"
-            problem = f"the collector did not get {count_text(counts.pending, 'event')} of {counts.issued}: {trouble}"
+            pending, total = count_text(counts.pending, "event"), counts.issued + counts.inherited
+            kept = "; they are in the journal" if self.keeper is not None and self.keeper.attached else ""
+            problem = f"the collector did not get {pending} of {total}: {trouble}{kept}"
         elif not sender.receipt:
             problem = "the collector has taken every event but gave no receipt; look at its messages"
         if problem is None:
@@ -533,6 +718,8 @@ class _Agent:
 
     def _report(self) -> Result:
         progress = self._progress()
+        self._close_journal()
+        self._say_notices()
         if not self.reason:
             self.reason = self._pass_sentence(progress)
         summary = self._summary(progress)
@@ -545,6 +732,15 @@ class _Agent:
         self.console.say(f"{self.verdict.value}: {subject}{self.reason}")
         return Result(self.verdict, self.reason, summary)
 
+    def _close_journal(self) -> None:
+        keeper, directory = self.keeper, self.config.state_directory
+        if keeper is None or directory is None or not keeper.attached:
+            return
+        if not keeper.finish(_JOURNAL_CLOSE_S):
+            self.notices.append(f"the journal {keeper.path} could not be closed; what it holds may not be complete")
+        elif keeper.left == 0:
+            forget_epochs(directory)
+
     def _summary(self, progress: Progress) -> Dict[str, Any]:
         counts = self.events.counts()
         return {
@@ -552,9 +748,14 @@ class _Agent:
             "host": self.host,
             "verdict": self.verdict.value,
             "reason": self.reason,
-            "epochs": 1,
+            "epochs": max(self.processes, 1 + len(self.earlier)),
+            "previous_epochs": {
+                epoch: dataclasses.asdict(previous) for epoch, previous in self.events.previous().items()
+            },
             "events_issued": counts.issued,
             "events_stored": counts.stored,
+            "events_pending": counts.pending,
+            "events_refused": counts.set_aside,
             "written_bytes": progress.durable_bytes,
             "rollovers": progress.rollovers,
             "seconds": progress.seconds,
@@ -566,6 +767,13 @@ class _Agent:
             "run_id": self.config.run_id,
             "calibrated_bytes_per_second": self.calibrated,
             "agent_cpu_seconds": self.cpu_s,
+            "unknown_bytes": self.unknown_bytes,
+            "journal": {
+                "place": self.facts.get("journal", "in memory"),
+                "failures": 0 if self.keeper is None else self.keeper.failures,
+                "set_aside": [] if self.keeper is None else self.keeper.set_aside,
+                "events_left": None if self.keeper is None else self.keeper.left,
+            },
         }
 
     def _rows(self, progress: Progress) -> List[Tuple[str, str]]:
@@ -623,6 +831,7 @@ class _Agent:
             acknowledge=self.events.acknowledge,
             set_aside=self.events.set_aside,
             on_command=self._on_command,
+            more=self.events.more,
         )
         self.sender.start()
 
@@ -647,6 +856,7 @@ class _Agent:
     def _on_signal(self, number: int, _frame: Any) -> None:
         if self.stop_reason is not None and time.monotonic() - self.stopped_s > _SECOND_SIGNAL_S:
             self.hurry = True  # asked twice: do not wait for the collector either
+        self.signalled = True
         self._stop(f"stopped by {signal.Signals(number).name}")
 
     @contextlib.contextmanager
@@ -690,6 +900,8 @@ class _Agent:
         )
 
     def _close(self) -> None:
+        if self.config.state_directory is not None:
+            deadline.forget(self.config.state_directory)
         if self.metrics is not None:
             self.metrics.close()
         if self.sender is not None:

@@ -13,13 +13,24 @@ import socket
 import threading
 import time
 import urllib.parse
-from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 _TIMEOUT_S = 10.0
+# What a request may take beyond that: a batch of 64 KiB needs 8 s on a link of 64 kbit/s that it has for itself.
+_SLOWEST_BYTES_PER_S = 4000
+_LONGEST_S = 60.0
 _LINGER_S = 0.2
+_READ_BACK_S = 0.02
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_LAST_S = 15.0
 _MAX_ANSWER_BYTES = 1_000_000
+_BATCH_EVENTS = 500
+_BATCH_LEAST_BYTES = 4_096
+_BATCH_FIRST_BYTES = 65_536
+_BATCH_MOST_BYTES = 262_144
+# A batch that took longer than the first figure is followed by a smaller one, one quicker than the second by a larger.
+_BATCH_SLOW_S = 5.0
+_BATCH_QUICK_S = 0.5
 _RETRIED = (408, 429)
 
 
@@ -78,22 +89,38 @@ def own_address(url: Optional[str]) -> str:
 
 
 class Channel:
-    """One keep-alive connection to the collector; every call either answers, or raises Trouble or Refused."""
+    """One keep-alive connection to the collector; every call either answers, or raises Trouble or Refused.
 
-    def __init__(self, url: str, *, run_id: str, agent: str, epoch: str, timeout_s: float = _TIMEOUT_S) -> None:
+    A call ends after `timeout_s` and what its size may take on a slow link, however the other side dribbles; only
+    looking up a host's name is up to the system. One thread at a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        run_id: str,
+        agent: str,
+        epoch: str,
+        timeout_s: float = _TIMEOUT_S,
+        slowest_bytes_per_s: float = _SLOWEST_BYTES_PER_S,
+    ) -> None:
         parts = urllib.parse.urlsplit(url)
         self.url = url
         self._host = parts.hostname or ""
         self._port = parts.port or 80
         quoted = urllib.parse.quote(run_id, safe=""), urllib.parse.quote(agent, safe="")
         self._path = "/api/v1/runs/{}/agents/{}/".format(*quoted)
-        self._epoch = epoch
+        self.epoch = epoch
         self._timeout_s = timeout_s
+        self._slowest_bytes_per_s = slowest_bytes_per_s
+        self._deadline_s = 0.0
         self._connection: Optional[http.client.HTTPConnection] = None
 
     def ready(self, description: Mapping[str, Any]) -> Exchange:
         """Says that this agent is armed and asks whether to start."""
-        body = json.dumps({"v": 1, "epoch": self._epoch, **description}).encode()
+        body = json.dumps({"v": 1, "epoch": self.epoch, **description}).encode()
+        self._allow(len(body))
         self._connect()  # before the clock is read: the connection's own round trip is not the exchange's
         asked_s = time.monotonic()
         answer = self._post("ready", body)
@@ -108,9 +135,13 @@ class Channel:
             raise Trouble("an answer whose held_s is no number; is this the collector?")
         return Exchange(answer, asked_s, answered_s, float(collector_s), float(held_s))
 
-    def send(self, bodies: Sequence[bytes]) -> Receipt:
-        """Delivers the events whose JSON `bodies` are; returns once the collector has committed all of them."""
-        body = b'{"v":1,"epoch":"%s","events":[%s]}' % (self._epoch.encode(), b",".join(bodies))
+    def send(self, bodies: Sequence[bytes], *, epoch: Optional[str] = None) -> Receipt:
+        """Delivers the events whose JSON `bodies` are; returns once the collector has committed all of them.
+
+        They are of `epoch`, which may be a predecessor's; without it of this channel's own.
+        """
+        body = b'{"v":1,"epoch":"%s","events":[%s]}' % ((epoch or self.epoch).encode(), b",".join(bodies))
+        self._allow(len(body))
         answer = self._post("events", body)
         if not _is_number(answer.get("stored")) or not _is_number(answer.get("duplicates")):
             raise Trouble("an acknowledgement without counts; is this the collector?")
@@ -125,13 +156,21 @@ class Channel:
             self._connection.close()
             self._connection = None
 
+    def _allow(self, size: int) -> None:
+        """Sets the instant by which a call of `size` bytes has to have ended, the second attempt included."""
+        self._deadline_s = time.monotonic() + min(_LONGEST_S, self._timeout_s + size / self._slowest_bytes_per_s)
+
     def _connect(self) -> None:
         if self._connection is not None and self._connection.sock is not None:
             return
         self.close()
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise Trouble("no connection: timed out")
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=min(left_s, self._timeout_s))
         try:
             connection.connect()  # sets TCP_NODELAY
+            connection.sock = _Socket.of(connection.sock)
         except (OSError, UnicodeError) as error:  # the latter for a host name that DNS cannot spell
             connection.close()
             raise Trouble(f"no connection: {_reason(error)}") from error
@@ -151,8 +190,9 @@ class Channel:
     def _post_once(self, what: str, body: bytes) -> Dict[str, Any]:
         self._connect()
         connection = self._connection
-        if connection is None:
+        if connection is None or not isinstance(connection.sock, _Socket):
             raise Trouble("no connection")
+        connection.sock.deadline_s = self._deadline_s
         try:
             connection.request("POST", self._path + what, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -182,8 +222,37 @@ class Channel:
         raise Trouble(f"{sentence} ({status})")
 
 
+class _Socket(socket.socket):
+    """A socket on which no call lasts beyond `deadline_s`, however little at a time comes or goes."""
+
+    deadline_s = 0.0
+
+    @classmethod
+    def of(cls, other: socket.socket) -> _Socket:
+        """Takes over the connection of another one."""
+        return cls(other.family, other.type, other.proto, fileno=other.detach())
+
+    def sendall(self, *arguments: Any) -> None:
+        self._arm()
+        super().sendall(*arguments)
+
+    def recv_into(self, *arguments: Any) -> int:  # the only way in which http.client reads
+        self._arm()
+        return super().recv_into(*arguments)
+
+    def _arm(self) -> None:
+        left_s = self.deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise socket.timeout("timed out")  # TimeoutError is its name only from 3.10 on
+        self.settimeout(left_s)
+
+
 class Pending(Protocol):
-    """What the sender needs of an event: its number and its JSON."""
+    """What the sender needs of an event: whose it is, its number and its JSON."""
+
+    @property
+    def epoch(self) -> str:
+        """The process that issued it."""
 
     @property
     def seq(self) -> int:
@@ -201,20 +270,27 @@ class Sender:
         self,
         channel: Channel,
         *,
-        peek: Callable[[], Sequence[Pending]],
-        acknowledge: Callable[[List[int]], None],
-        set_aside: Callable[[List[int]], None],
+        peek: Callable[[int, int], Sequence[Pending]],
+        acknowledge: Callable[[List[Tuple[str, int]]], None],
+        set_aside: Callable[[List[Tuple[str, int]], str], None],
         on_command: Callable[[str], None],
+        more: Callable[[], bool] = lambda: False,
         backoff_first_s: float = _BACKOFF_FIRST_S,
         linger_s: float = _LINGER_S,
     ) -> None:
+        """`peek` is given the most events and bytes of a batch; its events are all of one epoch.
+
+        `more` says whether there is anything to come when `peek` gives nothing: it may have to be read from the disk.
+        """
         self._channel = channel
         self._peek = peek
         self._acknowledge = acknowledge
         self._set_aside = set_aside
         self._on_command = on_command
+        self._more = more
         self._backoff_first_s = backoff_first_s
         self._linger_s = linger_s
+        self._batch_bytes = _BATCH_FIRST_BYTES
         self._wake = threading.Event()
         self._finishing = False
         self._cancelled = False
@@ -247,40 +323,53 @@ class Sender:
         try:
             while not self._cancelled:
                 finishing = self._finishing  # read before the peek: what was appended before it is then in the peek
-                batch = self._peek()
+                batch = self._peek(_BATCH_EVENTS, self._batch_bytes)
                 if not batch:
-                    if finishing:
+                    more = self._more()
+                    if finishing and not more:
                         return
-                    self._pause(self._linger_s)
+                    self._pause(_READ_BACK_S if more else self._linger_s)
                     continue
                 try:
                     self._deliver(batch)
                     failures = 0
                 except Trouble as trouble:
                     self.trouble = str(trouble)
+                    if isinstance(trouble.__cause__, socket.timeout):
+                        self._batch_bytes = max(_BATCH_LEAST_BYTES, self._batch_bytes // 2)
                     ceiling = min(_BACKOFF_LAST_S, self._backoff_first_s * 2**failures)
                     failures = min(failures + 1, 16)
                     self._pause(random.uniform(0, ceiling))
                 else:
-                    if not self._finishing:
-                        self._pause(self._linger_s)
+                    if not self._finishing and not self._is_full(batch):
+                        self._pause(self._linger_s)  # what happens meanwhile goes into one batch
         except Exception as error:  # noqa: BLE001 - a thread's loop: what is pending then is missed at the end
             self.trouble = f"the sender failed: {type(error).__name__}: {error}"
         finally:
             self._channel.close()
 
     def _deliver(self, batch: Sequence[Pending]) -> None:
-        seqs = [event.seq for event in batch]
+        keys = [(event.epoch, event.seq) for event in batch]
+        began_s = time.monotonic()
         try:
-            receipt = self._channel.send([event.body for event in batch])
+            receipt = self._channel.send([event.body for event in batch], epoch=batch[0].epoch)
         except Refused as refused:
-            self.refusal = str(refused)
-            self._set_aside(seqs)
+            self.refusal = self.refusal or str(refused)
+            self._set_aside(keys, str(refused))
             return
-        self._acknowledge(seqs)
-        self.receipt = self.receipt or receipt.complete
+        took_s = time.monotonic() - began_s
+        if took_s > _BATCH_SLOW_S:
+            self._batch_bytes = max(_BATCH_LEAST_BYTES, self._batch_bytes // 2)
+        elif took_s < _BATCH_QUICK_S:
+            self._batch_bytes = min(_BATCH_MOST_BYTES, self._batch_bytes * 2)
+        self._acknowledge(keys)
+        if batch[0].epoch in ("", self._channel.epoch):  # a predecessor's final is no receipt for this process
+            self.receipt = self.receipt or receipt.complete
         if receipt.command:
             self._on_command(receipt.command)
+
+    def _is_full(self, batch: Sequence[Pending]) -> bool:
+        return len(batch) >= _BATCH_EVENTS or 2 * sum(len(event.body) for event in batch) > self._batch_bytes
 
     def _pause(self, seconds: float) -> None:
         woken = self._wake.wait(seconds)

@@ -122,9 +122,16 @@ FIELDS: Tuple[Field, ...] = (
     Field(
         "state_directory",
         "path",
-        "the agent's home, where it leaves result.json",
+        "the agent's home, for its journal and result.json",
         "an absolute path of an existing directory",
         "/var/lib/fury/alecto",
+    ),
+    Field(
+        "event_log",
+        "file",
+        "file to which the epoch, number and kind of every event is appended as it is issued, for tests",
+        "an absolute path of a file",
+        "/tmp/alecto.events",
     ),
 )
 
@@ -153,6 +160,7 @@ class Config:
     drain_seconds: int = 60
     lease_seconds: int = 0
     state_directory: Optional[str] = None
+    event_log: Optional[str] = None
 
     @property
     def chunk_bytes(self) -> int:
@@ -329,9 +337,14 @@ def argument_parser() -> argparse.ArgumentParser:
             )
         else:
             default = "" if field.default is None else f" (default: {field.default})"
-            metavar = {"whole": "N", "directory": "DIR", "path": "DIR", "url": "URL", "address": "IP"}.get(
-                field.kind, "NAME"
-            )
+            metavar = {
+                "whole": "N",
+                "directory": "DIR",
+                "path": "DIR",
+                "file": "FILE",
+                "url": "URL",
+                "address": "IP",
+            }.get(field.kind, "NAME")
             parser.add_argument(
                 option, dest=field.name, default=argparse.SUPPRESS, metavar=metavar, help=field.help + default
             )
@@ -430,6 +443,7 @@ _CHECKS: Dict[str, Callable[[Field, Any], Any]] = {
     "boolean": _check_boolean,
     "name": _check_name,
     "path": _check_path,
+    "file": _check_path,
     "directory": _check_chunk_path,
     "url": _check_url,
     "address": _check_address,

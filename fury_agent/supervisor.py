@@ -1,4 +1,4 @@
-"""For targets without systemd: starts the agent, ends it when its lease is over, and cleans up after it."""
+"""For targets without systemd: starts the agent, again if it crashes, ends it with its lease, and cleans up after it."""
 
 from __future__ import annotations
 
@@ -10,32 +10,54 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, NoReturn, Optional, Sequence
+from typing import Any, NoReturn, Optional, Sequence, Tuple
 
+from fury_agent import deadline
 from fury_agent.chunks import remove_dead
 from fury_agent.config import Config, make_config, read_file
 from fury_agent.result import RESULT_NAME, write_result
 from fury_agent.verdict import EXIT_CODES, FuryError, Verdict
 
 _GRACE_S = 10.0
+_RESTARTS = 4
+_RESTART_S = 1.0
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _VERDICTS = {code: verdict for verdict, code in EXIT_CODES.items()}
 
 
 def supervise(config: Config, *, config_path: str, grace_s: float = _GRACE_S) -> int:
-    """Runs the agent as a child for at most its lease and returns its exit code; leaves nothing of it behind."""
+    """Runs the agent as a child for at most its lease and returns its exit code; leaves nothing of it behind.
+
+    One that is killed is started again, up to four times, and writes on for the time that is left.
+    """
     result_path = None if config.state_directory is None else os.path.join(config.state_directory, RESULT_NAME)
     if result_path is not None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(result_path)
+    if config.state_directory is not None:
+        deadline.forget(config.state_directory)
     ends_s = time.monotonic() + config.lease_s
     # Blocked rather than handled: sigtimedwait then takes them one by one, and none can come at a bad moment.
     waited = {signal.SIGCHLD, *_FORWARDED}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-    child = _start(config_path, before)
-    lease_over = _wait(child, waited, ends_s, grace_s)
-    code = child.returncode
+    restarts = 0
+    while True:
+        child = _start(config_path, before)
+        lease_over, stopped = _wait(child, waited, ends_s, grace_s)
+        code = child.returncode
+        if code >= 0 or lease_over or stopped or restarts == _RESTARTS:
+            break
+        if result_path is None or os.path.exists(result_path):
+            break
+        restarts += 1
+        killer = signal.Signals(-code).name
+        print(
+            f"{config.name}: the agent was killed by {killer} and is started again ({restarts} of {_RESTARTS})",
+            flush=True,
+        )
+        if signal.sigtimedwait(_FORWARDED, min(_RESTART_S, max(0.0, ends_s - time.monotonic()))) is not None:
+            break
     verdict = Verdict.INCOMPLETE if code < 0 else _VERDICTS.get(code, Verdict.INCOMPLETE)
     reason = f"the lease of {config.lease_s} s was over" if lease_over else f"the agent ended with code {code}"
     if code < 0:
@@ -87,9 +109,9 @@ def _start(config_path: str, signal_mask: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def _wait(child: subprocess.Popen[bytes], waited: Any, ends_s: float, grace_s: float) -> bool:
-    """Waits for the child's end, passing signals on; True when its lease ran out first."""
-    lease_over = False
+def _wait(child: subprocess.Popen[bytes], waited: Any, ends_s: float, grace_s: float) -> Tuple[bool, bool]:
+    """Waits for the child's end, passing signals on; whether its lease ran out first, and whether a signal asked for it."""
+    lease_over = stopped = False
     while child.poll() is None:
         left_s = ends_s - time.monotonic()
         if left_s <= 0:
@@ -98,8 +120,9 @@ def _wait(child: subprocess.Popen[bytes], waited: Any, ends_s: float, grace_s: f
             continue
         received = signal.sigtimedwait(waited, left_s)
         if received is not None and received.si_signo != signal.SIGCHLD:
+            stopped = True
             child.send_signal(received.si_signo)
-    return lease_over
+    return lease_over, stopped or bool(signal.sigpending() & set(_FORWARDED))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

@@ -137,6 +137,7 @@ class Writer:
         self._stop = False
         self.doing = ("nothing", "")
         self.failure: Optional[BaseException] = None
+        self.unknown_bytes = 0
         self.floor_reached: Optional[int] = None
         self.stopped_s: Optional[float] = None
 
@@ -365,9 +366,13 @@ class Writer:
         path = self._ring.slot_path(slot)
         name = errno.errorcode.get(error.errno or 0, "unknown error")
         which = "the calibration" if chunk is None else f"chunk {chunk}"
+        unknown = ""
+        if chunk is not None:
+            self.unknown_bytes = self._handed_bytes - self._durable_bytes
+            unknown = f"{self.unknown_bytes} bytes written since the last good fsync are unknown; "
         return DiskError(
             f"{operation} of {which} at byte {offset} of {path} failed with {name} ({error.strerror}); "
-            "look at the kernel's log and the space on this disk",
+            f"{unknown}look at the kernel's log and the space on this disk",
             operation=operation,
             path=path,
             error=error,

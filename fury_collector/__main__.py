@@ -1,4 +1,4 @@
-"""`python -m fury_collector`: serve a run, list runs, report one, export one."""
+"""`python -m fury_collector`: serve a run, list runs, report one, export one, store what was fetched from hosts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from fury_collector import __version__, report, wire
+from fury_collector import __version__, ingest, report, wire
 from fury_collector.db import Database
-from fury_collector.errors import BadInput, CollectorError, Precondition
+from fury_collector.errors import BadInput, CollectorError, Damaged, Precondition
 
 _DATABASE = click.option(
     "--database",
@@ -146,6 +146,25 @@ def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -
     click.echo(report.table(result))
 
 
+@cli.command(name="ingest")
+@click.argument("run_id", metavar="RUN")
+@click.argument("journals", metavar="NAME=JOURNAL...", nargs=-1, required=True)
+@_DATABASE
+def ingest_(run_id: str, journals: tuple[str, ...], database: Path) -> None:
+    """Store what agents' journals hold that did not get through to RUN's collector (a run id or `latest`).
+
+    Each is given as alecto=path/to/journal.db. It may be repeated: nothing is stored twice.
+    """
+    store = Database(database, create=False, exclusive=True)
+    try:
+        store.start()
+        problems = ingest.ingest(store, run_id, [_journal(one) for one in journals], tell=click.echo)
+    finally:
+        store.close()
+    if problems:
+        raise Damaged("; ".join(problems))
+
+
 def main() -> None:
     """Run the command line; what the user can act on ends in one sentence and an exit code, never in a traceback."""
     try:
@@ -172,6 +191,13 @@ def _read_json(path: Path, what: str) -> Any:
         raise BadInput(f"cannot read the {what} file {path}: {error.strerror}") from None
     except BadInput as error:
         raise BadInput(f"{path}: {error.message}") from None
+
+
+def _journal(argument: str) -> tuple[str, Path]:
+    name, separator, path = argument.partition("=")
+    if not separator or not name or not path:
+        raise BadInput(f"{argument} does not say whose journal it is: write it as NAME=JOURNAL, alecto=journal.db")
+    return name, Path(path)
 
 
 def _new(path: Path) -> Any:

@@ -78,7 +78,7 @@ def register(app: Flask, *, run: Run, recorder: Recorder, database: Database, me
             known(run_id)
             agent_id = run.agent_id(name)
             batch = wire.batch(_body())
-            run.heard(name)
+            run.heard(name, batch.epoch)
             result = wait(database.store(agent_id, batch))
         except (BadInput, Conflict, Unknown, NotJson, RequestEntityTooLarge) as error:
             metrics.refused.inc()

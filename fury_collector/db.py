@@ -38,7 +38,7 @@ from fury_collector.rows import (
 )
 from fury_collector.wire import Batch, Event, Plan, Ready
 
-SCHEMAS = ("0001",)  # every revision under migrations/versions, oldest first
+SCHEMAS = ("0001", "0002")  # every revision under migrations/versions, oldest first
 
 metadata = sa.MetaData()
 
@@ -72,6 +72,9 @@ agents = sa.Table(
     sa.Column("reachable", sa.Boolean),
     sa.Column("cleanup", sa.String(16)),
     sa.Column("cleanup_detail", sa.Text),
+    sa.Column("drain_seconds", sa.Float, nullable=False, server_default="60"),
+    sa.Column("rescued_events", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("journal_damage", sa.Text),
     sa.UniqueConstraint("run_ref", "name"),
 )
 epochs = sa.Table(
@@ -154,6 +157,16 @@ transitions = sa.Table(
     sa.Column("health", sa.String(16), nullable=False),
     sa.Column("silent_s", sa.Float, nullable=False),
 )
+# What a journal holds and this collector or an earlier one would not take, each with its sentence.
+refused = sa.Table(
+    "refused",
+    metadata,
+    sa.Column("agent_ref", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("epoch", sa.String(16), primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("sentence", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
 
 _GROUP_EVENTS = 20_000  # bounds how long one commit keeps others waiting
 
@@ -179,6 +192,7 @@ class _Push:
 
     agent_id: int
     batch: Batch
+    rescued: bool = False
     done: Future[Stored] = field(default_factory=Future)
 
 
@@ -196,7 +210,8 @@ class Database:
     def __init__(self, path: Union[str, Path], *, create: bool = True, exclusive: bool = False) -> None:
         """Open (and with `create` make) the database, bring its schema up to date, refuse what is not one of ours.
 
-        With `exclusive` a second collector on the same file is refused. Raises BadInput or Precondition.
+        With `exclusive` a second collector on the same file is refused, and so is a damaged file. Raises BadInput or
+        Precondition.
         """
         self.path = Path(path)
         self._lock: Optional[int] = None
@@ -208,7 +223,9 @@ class Database:
         self._read_engine = self._engine("BEGIN")
         self._write_engine = self._engine("BEGIN IMMEDIATE")
         try:
-            self._migrate()
+            self._migrate(create=create)
+            if exclusive:
+                self._check()
         except BaseException:
             self._dispose()
             raise
@@ -247,7 +264,7 @@ class Database:
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
         return engine
 
-    def _migrate(self) -> None:
+    def _migrate(self, *, create: bool) -> None:
         try:
             with self._read_engine.connect() as connection:
                 names = set(sa.inspect(connection).get_table_names())
@@ -261,6 +278,10 @@ class Database:
         if version is None and names - {"alembic_version"}:
             raise Precondition(
                 f"{self.path} is a database of something else (it has a table {sorted(names)[0]}): name another file"
+            )
+        if version is None and not create:
+            raise BadInput(
+                f"{self.path} is an empty file, no run was recorded in it: name the database with --database"
             )
         if version is not None and version not in SCHEMAS:
             raise Precondition(
@@ -282,10 +303,22 @@ class Database:
         except DatabaseError as error:
             raise Precondition(f"{self.path} cannot be written ({_cause(error)}): name another file") from None
 
+    def _check(self) -> None:
+        """Look through all pages: a damaged file is better refused now than when an agent's event meets the damage."""
+        with self._reading() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if found != "ok":
+            cause = " ".join(str(found).replace("*** in database main ***", "").split())
+            raise Precondition(f"{self.path} is damaged ({cause}): name another file, or restore a copy of this one")
+
     def start(self) -> None:
         """Start the writer thread; from here on the file has a write-ahead log beside it."""
         connection = self._write_engine.connect()
-        _outside(connection, "PRAGMA journal_mode=WAL")
+        try:
+            _outside(connection, "PRAGMA journal_mode=WAL")
+        except sqlite3.Error as error:
+            connection.close()
+            raise Precondition(f"{self.path} cannot be written ({_cause(error)}): name another file") from None
         self._thread = threading.Thread(target=self._write, args=(connection,), name="fury-database", daemon=True)
         self._thread.start()
 
@@ -308,9 +341,12 @@ class Database:
 
     # Writing
 
-    def store(self, agent_id: int, batch: Batch) -> Future[Stored]:
-        """Queue a batch; the future is done once it is on disk, or fails with Conflict or Unavailable."""
-        push = _Push(agent_id, batch)
+    def store(self, agent_id: int, batch: Batch, *, rescued: bool = False) -> Future[Stored]:
+        """Queue a batch; the future is done once it is on disk, or fails with Conflict or Unavailable.
+
+        With `rescued` the new ones of its events count as fetched from the agent's host.
+        """
+        push = _Push(agent_id, batch, rescued)
         self._put(push)
         return push.done
 
@@ -363,7 +399,7 @@ class Database:
                 writing = _Writing(connection, self._epochs)
                 for item in group:
                     if isinstance(item, _Push):
-                        outcomes.append(writing.push(item.agent_id, item.batch))
+                        outcomes.append(writing.push(item))
                     else:
                         writing.flush()
                         item.work(connection)
@@ -386,7 +422,7 @@ class Database:
     def add_run(self, plan: Plan) -> int:
         """Register a run and its agents, or find it again; another plan under the same id is refused. Its number."""
         document = _json(plan.document)
-        with self._write_engine.begin() as connection:
+        with self._changing() as connection:
             known = connection.execute(
                 sa.select(runs.c.id, runs.c.plan).where(runs.c.run_id == plan.run_id)
             ).one_or_none()
@@ -406,7 +442,7 @@ class Database:
 
     def record_hosts(self, run_ref: int, seen: dict[str, Row]) -> None:
         """Record what the controller saw of the hosts; an agent that is not the run's is BadInput."""
-        with self._write_engine.begin() as connection:
+        with self._changing() as connection:
             names = dict(
                 connection.execute(sa.select(agents.c.name, agents.c.id).where(agents.c.run_ref == run_ref)).all()
             )
@@ -419,7 +455,41 @@ class Database:
                     .values(reachable=entry["reachable"], cleanup=entry["cleanup"], cleanup_detail=entry["detail"])
                 )
 
+    def record_journal(self, agent_id: int, refusals: Sequence[tuple[str, int, str]], damage: Optional[str]) -> None:
+        """Record what a journal held that could not be stored: (epoch, seq, sentence) each, and what is wrong with it.
+
+        Recording it again changes nothing.
+        """
+        with self._changing() as connection:
+            if refusals:
+                connection.execute(
+                    sa.insert(refused).prefix_with("OR IGNORE"),
+                    [{"agent_ref": agent_id, "epoch": e, "seq": n, "sentence": said} for e, n, said in refusals],
+                )
+            if damage is not None:
+                connection.execute(sa.update(agents).where(agents.c.id == agent_id).values(journal_damage=damage))
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sa.Connection]:
+        try:
+            with self._write_engine.begin() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise Precondition(
+                f"{self.path} cannot be written ({_cause(error)}): free its disk, or restore a copy"
+            ) from None
+
     # Reading
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        try:
+            with self._read_engine.begin() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise Precondition(
+                f"{self.path} cannot be read ({_cause(error)}): restore a copy, or name another"
+            ) from None
 
     def list_runs(self) -> list[RunLine]:
         """All runs, newest first."""
@@ -431,7 +501,7 @@ class Database:
             .scalar_subquery()
         )
         query = sa.select(runs.c.run_id, runs.c.created_at, runs.c.state, count, rolled).order_by(runs.c.id.desc())
-        with self._read_engine.begin() as connection:
+        with self._reading() as connection:
             return [RunLine(*row) for row in connection.execute(query)]
 
     def read_run(self, run_id: str, *, newest_messages: int = 200) -> RunRows:
@@ -440,7 +510,7 @@ class Database:
         query = (
             query.order_by(runs.c.id.desc()).limit(1) if run_id == "latest" else query.where(runs.c.run_id == run_id)
         )
-        with self._read_engine.begin() as connection:
+        with self._reading() as connection:
             run = connection.execute(query).mappings().one_or_none()
             if run is None:
                 known = (
@@ -485,7 +555,7 @@ class Database:
             .where(agents.c.run_ref == run_ref)
             .order_by(agents.c.id, epochs.c.id, table.c.seq)
         )
-        with self._read_engine.begin() as connection:
+        with self._reading() as connection:
             for row in connection.execution_options(yield_per=1000).execute(query).mappings():
                 yield {key: value for key, value in row.items() if key != "epoch_id"}
 
@@ -498,10 +568,12 @@ class _Writing:
         self._known = known
         self._rows: dict[str, list[Row]] = {}
         self._touched: dict[int, _Epoch] = {}
+        self._rescued: dict[int, int] = {}
 
-    def push(self, agent_id: int, batch: Batch) -> Union[Stored, Conflict]:
+    def push(self, push: _Push) -> Union[Stored, Conflict]:
         """Take a batch whole, or refuse it whole: what becomes of it once the transaction is committed."""
-        epoch = self._epoch(agent_id, batch.epoch)
+        batch = push.batch
+        epoch = self._epoch(push.agent_id, batch.epoch)
         stored = self._stored_bodies(epoch, batch)
         fresh: list[Event] = []
         duplicates = 0
@@ -550,6 +622,8 @@ class _Writing:
             epoch.top_seq = top_seq
             epoch.final_seq = final_seq
             self._touched[epoch.id] = epoch
+            if push.rescued:
+                self._rescued[push.agent_id] = self._rescued.get(push.agent_id, 0) + len(fresh)
         receipt = epoch.final_seq is not None and epoch.stored == epoch.final_seq + 1
         return Stored(tuple(fresh), duplicates, receipt)
 
@@ -563,6 +637,11 @@ class _Writing:
                 _UPDATE_EPOCH, [{"b_id": one.id, **_progress(one)} for one in self._touched.values()]
             )
             self._touched = {}
+        for agent_id, number in self._rescued.items():
+            self._connection.execute(
+                sa.update(agents).where(agents.c.id == agent_id).values(rescued_events=agents.c.rescued_events + number)
+            )
+        self._rescued = {}
 
     def _epoch(self, agent_id: int, name: str) -> _Epoch:
         key = (agent_id, name)
@@ -651,7 +730,10 @@ def _write_records(connection: sa.Connection, run_ref: int, records: Sequence[Re
         connection.execute(sa.insert(transitions), changed)
         connection.execute(
             sa.update(agents).where(agents.c.id == sa.bindparam("b_agent")).values(health=sa.bindparam("b_health")),
-            [{"b_agent": row["agent_ref"], "b_health": row["health"]} for row in changed],
+            [
+                {"b_agent": row["agent_ref"], "b_health": "green" if row["health"] == "recovered" else row["health"]}
+                for row in changed
+            ],
         )
 
 
@@ -676,9 +758,34 @@ def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]
             words[row["epoch_id"], row["seq"]] = Event(
                 row["seq"], row["kind"], row["t_mono_ns"], row["t_wall"], json.loads(row["body"])
             )
+    liveness: dict[int, list[Transition]] = {}
+    changes = (
+        sa.select(transitions)
+        .join(agents, agents.c.id == transitions.c.agent_ref)
+        .where(agents.c.run_ref == run_ref)
+        .order_by(transitions.c.id)
+    )
+    for row in connection.execute(changes).mappings():
+        liveness.setdefault(row["agent_ref"], []).append(
+            Transition(row["agent_ref"], row["t_wall"], row["health"], row["silent_s"])
+        )
+    refusals: dict[int, list[str]] = {}
+    turned = (
+        sa.select(refused.c.agent_ref, refused.c.sentence)
+        .join(agents, agents.c.id == refused.c.agent_ref)
+        .where(agents.c.run_ref == run_ref)
+        .order_by(refused.c.agent_ref, refused.c.epoch, refused.c.seq)
+    )
+    for agent_ref, sentence in connection.execute(turned):
+        refusals.setdefault(agent_ref, []).append(sentence)
     by_agent: dict[int, list[EpochRows]] = {}
-    # An epoch whose only batch was refused has a row but no event: it never counted.
-    stored = sa.select(epochs).where(epochs.c.id.in_(mine), epochs.c.stored > 0).order_by(epochs.c.id)
+    # An epoch whose only batch was refused has a row but no event: it never counted. Their order is that of the
+    # processes whatever order their events came in, as they ran one after the other on one host's monotonic clock.
+    stored = (
+        sa.select(epochs)
+        .where(epochs.c.id.in_(mine), epochs.c.stored > 0)
+        .order_by(epochs.c.last_t_mono_ns, epochs.c.id)
+    )
     for row in connection.execute(stored).mappings():
         count, total = rolled.get(row["id"], (0, 0))
         by_agent.setdefault(row["agent_ref"], []).append(
@@ -699,9 +806,12 @@ def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]
         sa.select(agents).where(agents.c.run_ref == run_ref).order_by(agents.c.id)
     ).mappings():
         yield AgentRows(
-            **{key: row[key] for key in AgentRows.__dataclass_fields__ if key not in ("ready", "epochs")},
+            **{key: row[key] for key in AgentRows.__dataclass_fields__ if key in agents.c and key != "ready"},
             ready=None if row["ready"] is None else Ready(**json.loads(row["ready"])),
             epochs=tuple(by_agent.get(row["id"], ())),
+            liveness=tuple(liveness.get(row["id"], ())),
+            refused_events=len(refusals.get(row["id"], ())),
+            refused_reason=next(iter(refusals.get(row["id"], ())), None),
         )
 
 

@@ -54,3 +54,9 @@ class Precondition(CollectorError):
     """This machine or this database does not allow what was asked: a port in use, a newer schema."""
 
     exit_code = 3
+
+
+class Damaged(CollectorError):
+    """A journal could not be read whole; what was readable is stored."""
+
+    exit_code = 6

@@ -1,19 +1,20 @@
 """What a run amounts to: rows in, text and plain objects out. No database, no clock.
 
-Verdicts: an agent's own final word, INCOMPLETE where that or any of its events is missing, the run's is its worst
-agent's. Latencies come from merged histograms: the final event's where there is one, else the sum of the samples'.
+Verdicts: an agent's own final word, INCOMPLETE where that or any of its events is missing however they came, the run's is
+its worst agent's. Latencies come from merged histograms: the final event's where there is one, else the sum of the samples'.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Optional, TextIO
 
 from fury_collector.histogram import Histogram
-from fury_collector.rows import AgentRows, EpochRows, RunRows, start_skew_s
+from fury_collector.rows import AgentRows, EpochRows, RunRows, Transition, start_skew_s
 
 # Worst first. Wrong data outweighs no data, and that outweighs what was never tried; what is only slow or only not
 # yet tidied up comes last, because everything else of such a run holds.
@@ -28,6 +29,12 @@ SEVERITY = (
     "PASS",
 )
 WIDTH = 120
+SENTENCE = 160  # characters of a verdict that a person still reads
+GROUPS = 3  # reasons that are spelled out in it
+REMARKS = 10  # lines about single agents under the table
+
+# How an agent begins its last word when it did what the collector told it.
+_CALLED_OFF = ("stopped by the collector", "the collector called the run off")
 
 Row = Mapping[str, Any]
 
@@ -54,6 +61,26 @@ class AgentResult:
     fsyncs: Histogram
     device_written_bytes: Optional[int]
     cleanup: str
+    planned_s: float
+    why: str  # what agents with the same trouble have in common
+    rescued_events: int
+    refused_events: int
+    liveness: tuple[Transition, ...]
+
+    @property
+    def restarts(self) -> int:
+        """How often its process was started again."""
+        return max(0, self.epochs - 1)
+
+    @property
+    def remark(self) -> str:
+        """What a reader of its figures has to know beside the verdict."""
+        told = [f"restarted {self.restarts}x"] if self.restarts else []
+        if self.rescued_events:
+            told.append(f"{_count(self.rescued_events, 'event')} rescued from its host")
+        if self.refused_events:
+            told.append(f"{_count(self.refused_events, 'event')} refused")
+        return ", ".join(told)
 
     @property
     def finished(self) -> bool:
@@ -93,7 +120,7 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Bytes per second of the fleet over its common time."""
+        """Bytes per second of the fleet, from the earliest first write to the latest last one."""
         return self.written_bytes / self.seconds if self.seconds else 0.0
 
     @property
@@ -176,6 +203,12 @@ def summary(result: Result) -> dict[str, Any]:
                 "fsync_latency_seconds": agent.fsyncs.latency(),
                 "device_written_bytes": agent.device_written_bytes,
                 "cleanup": agent.cleanup,
+                "rescued_events": agent.rescued_events,
+                "refused_events": agent.refused_events,
+                "liveness": [
+                    {"at": _utc(change.t_wall), "health": change.health, "silent_seconds": round(change.silent_s, 3)}
+                    for change in agent.liveness
+                ],
             }
             for agent in result.agents
         ],
@@ -311,11 +344,14 @@ def _agent(
         if epoch.start is not None and epoch.start.payload["start_collector_mono_s"] is not None:
             firsts.append((epoch.start.payload["start_collector_mono_s"], epoch.start.payload["rtt_s"] or 0.0))
             lasts.append(firsts[-1][0] + lasting)
-    verdict, reason = _verdict(run, agent, seconds)
+    verdict, reason, why = _verdict(run, agent, seconds)
     cleanup = agent.cleanup or "pending"
     if verdict == "PASS" and cleanup == "unconfirmed":
         detail = f": {agent.cleanup_detail}" if agent.cleanup_detail else ""
         verdict, reason = "CLEANUP_UNCONFIRMED", f"nothing confirms that its host was cleaned up{detail}"
+    if len(agent.epochs) > 1:
+        restarted = f"restarted {len(agent.epochs) - 1}x"
+        reason = f"{reason}; {restarted}" if reason else restarted
     chunk_bytes = next((e.start.payload["chunk_bytes"] for e in reversed(agent.epochs) if e.start), None)
     return AgentResult(
         name=agent.name,
@@ -336,63 +372,130 @@ def _agent(
         fsyncs=fsyncs,
         device_written_bytes=device if agent.epochs else None,
         cleanup=cleanup,
+        planned_s=agent.seconds,
+        why=why,
+        rescued_events=agent.rescued_events,
+        refused_events=agent.refused_events,
+        liveness=agent.liveness,
     )
 
 
-def _verdict(run: RunRows, agent: AgentRows, seconds: float) -> tuple[str, str]:
-    last = agent.epochs[-1] if agent.epochs else None
-    final = next((epoch.final for epoch in reversed(agent.epochs) if epoch.final is not None), None)
-    current = agent.ready.epoch if agent.ready is not None else None
-    if final is not None and last is not None:
-        latest = next((epoch for epoch in agent.epochs if epoch.epoch == current), last)
-        verdict, reason = final.payload["verdict"], final.payload["reason"] or ""
-        issued, stored = sum(epoch.issued for epoch in agent.epochs), sum(epoch.stored for epoch in agent.epochs)
-        if latest.final is None and verdict == "PASS":
-            return "INCOMPLETE", f"its last process ended without a final word after {_seconds(latest):.1f} s"
-        if stored < issued and SEVERITY.index(verdict) > SEVERITY.index("INCOMPLETE"):
-            return "INCOMPLETE", f"{issued - stored} of {issued} events are missing"
-        if len(agent.epochs) > 1:
-            reason = (
-                f"{reason}; restarted {len(agent.epochs) - 1}×" if reason else f"restarted {len(agent.epochs) - 1}×"
-            )
-        return verdict, reason
+def _verdict(run: RunRows, agent: AgentRows, seconds: float) -> tuple[str, str, str]:
+    """An agent's verdict, the reason, and the part of it that other agents may share."""
+    speaker = agent.speaker
+    if speaker is not None and speaker.final is not None:
+        verdict, reason = speaker.final.payload["verdict"], speaker.final.payload["reason"] or ""
+        trouble, why = _holes(agent)
+        last = agent.last_writer
+        if verdict == "PASS" and last is not None and last.final is None:
+            trouble, why = _unspoken(last), "ended without a final word"
+        if not trouble:
+            return verdict, reason, reason
+        if SEVERITY.index(verdict) > SEVERITY.index("INCOMPLETE"):
+            return "INCOMPLETE", trouble, why
+        return verdict, f"{reason}; {trouble}" if reason else trouble, reason or why
     if agent.reachable is False:
         detail = f": {agent.cleanup_detail}" if agent.cleanup_detail else ""
-        return "INCOMPLETE", f"its host could not be reached{detail}"
-    if last is not None and last.start is not None:
-        return "INCOMPLETE", f"lost after {seconds:.1f} s"
+        reason = f"its host could not be reached{detail}"
+        return "INCOMPLETE", reason, reason
+    last = agent.last_writer
+    if last is not None:
+        if any(epoch.final is not None for epoch in agent.epochs):
+            return "INCOMPLETE", _unspoken(last), "ended without a final word"
+        return "INCOMPLETE", f"lost after {seconds:.1f} s", "lost"
     if run.state.state == "aborted":
-        return "INCOMPLETE", "was ready, but the run was aborted" if agent.ready else "never got ready"
-    return "INCOMPLETE", "was ready, but never started" if agent.ready else "never got ready"
+        reason = "was ready, but the run was aborted" if agent.ready else "never got ready"
+    else:
+        reason = "was ready, but never started" if agent.ready else "never got ready"
+    return "INCOMPLETE", reason, reason
+
+
+def _unspoken(epoch: EpochRows) -> str:
+    return f"its last process ended without a final word after {_seconds(epoch):.1f} s"
+
+
+def _holes(agent: AgentRows) -> tuple[str, str]:
+    """What is missing of an agent's events and what holes have in common; both empty if every event is stored.
+
+    A crashed process said no last number: it is whole if nothing is missing below its highest one, and its journal,
+    where it had to be fetched, could be read to its end.
+    """
+    told, why = [], ""
+    if agent.refused_events:
+        told.append(f"{_count(agent.refused_events, 'event')} refused: {agent.refused_reason}")
+        why = "events were refused"
+    issued, stored = sum(epoch.issued for epoch in agent.epochs), sum(epoch.stored for epoch in agent.epochs)
+    if stored < issued:
+        told.append(f"{issued - stored} of {issued} events are missing")
+        why = why or "events are missing"
+    if agent.journal_damage and (told or any(epoch.final is None for epoch in agent.epochs)):
+        told.append(f"its journal is damaged: {agent.journal_damage}")
+        why = why or "journal damaged"
+    return "; ".join(told), why
 
 
 def _with_reason(result: Result, run: RunRows) -> Result:
+    """The result with its verdict sentence, names given way to its length."""
+    for most in (10, 5, 3, 1):
+        said = _reason(result, run, most)
+        if len(result.verdict) + 2 + len(said) <= SENTENCE:
+            break
+    return Result(**{**vars(result), "reason": said})
+
+
+def _reason(result: Result, run: RunRows, most: int) -> str:
     agents = result.agents
     if result.verdict == "PASS":
-        said = (
+        return (
             f"{len(agents)} of {len(agents)} agents finished, "
-            f"{result.written_bytes / 1e9:.1f} GB at {result.rate / 1e6:.1f} MB/s"
+            f"{_size(result.written_bytes)} at {result.rate / 1e6:.1f} MB/s{_remarks(agents, most)}"
         )
-    elif result.verdict == "INCOMPLETE":
+    if result.verdict == "INCOMPLETE":
         finished = sum(agent.finished for agent in agents)
         said = f"{finished} of {len(agents)} agents finished"
-        parted: dict[str, list[str]] = {}
-        for agent in agents:
-            if not agent.finished:
-                lost = agent.reason.startswith("lost after")
-                parted.setdefault("lost" if lost else agent.reason, []).append(agent.name)
-        for why, names in parted.items():
-            said += f"; {why}: {_names(names)}"
+        unfinished = [agent for agent in agents if not agent.finished]
         if run.state.state == "aborted" and run.state.reason:
-            said += f"; the run was aborted: {run.state.reason}"
-        elif run.state.stop_reason is not None:
-            said += f"; the run was stopped: {run.state.stop_reason}"
-    else:
-        worst = [agent for agent in agents if agent.verdict == result.verdict]
-        why = f"{worst[0].name}: {worst[0].reason}" if worst[0].reason else worst[0].name
-        more = f"{len(worst)} of {len(agents)} agents: {_names(agent.name for agent in worst)}; "
-        said = more + why if len(worst) > 1 else why
-    return Result(**{**vars(result), "reason": said})
+            return _cut(f"{said}; the run was aborted: {run.state.reason}", 2 * SENTENCE)
+        if run.state.stop_reason is not None:
+            planned = max((agent.planned_s for agent in agents), default=0.0)
+            wrote = sum(agent.written_bytes > 0 for agent in agents)
+            said = (
+                f"{_cut(run.state.stop_reason, 80)} after {result.seconds:.1f} of {planned:g} s; "
+                f"{_count(wrote, 'agent')} wrote {_size(result.written_bytes)}"
+            )
+            unfinished = [agent for agent in unfinished if not agent.why.startswith(_CALLED_OFF)]
+        parted: dict[str, list[AgentResult]] = {}
+        for agent in unfinished:
+            parted.setdefault(re.sub(r"[0-9][0-9.]*", "#", agent.why), []).append(agent)
+        groups = list(parted.values())
+        for alike in groups[:GROUPS]:
+            said += f"; {_cut(alike[0].why, 80)}: {_names((agent.name for agent in alike), most)}"
+        if len(groups) > GROUPS:
+            said += f"; {_count(sum(map(len, groups[GROUPS:])), 'agent')} for other reasons"
+        return said + _remarks(agents, most)
+    worst = [agent for agent in agents if agent.verdict == result.verdict]
+    why = f"{worst[0].name}: {_cut(worst[0].reason, 2 * SENTENCE)}" if worst[0].reason else worst[0].name
+    if len(worst) == 1:
+        return why
+    return f"{len(worst)} of {len(agents)} agents: {_names((agent.name for agent in worst), most)}; {why}"
+
+
+def _remarks(agents: Sequence[AgentResult], most: int) -> str:
+    said = ""
+    restarted = [agent for agent in agents if agent.restarts]
+    if len(restarted) == 1:
+        said += f"; {restarted[0].name} restarted {restarted[0].restarts}x"
+    elif restarted:
+        said += f"; {_names((agent.name for agent in restarted), most)} restarted"
+    rescued = [agent for agent in agents if agent.rescued_events]
+    if rescued:
+        number = _count(sum(agent.rescued_events for agent in rescued), "event")
+        names, whose = (
+            _names((agent.name for agent in rescued), most),
+            "its host" if len(rescued) == 1 else "their hosts",
+        )
+        said += f"; {number} of {names} rescued from {whose}, the collector was not reachable"
+    return said
 
 
 def _seconds(epoch: EpochRows) -> float:
@@ -435,13 +538,28 @@ def _laid_out(cells: Sequence[Sequence[str]], widths: Sequence[int], *, gap: str
             parts.append(shown.ljust(widths[column]) if column in left else shown.rjust(widths[column]))
         text.append(gap.join(parts).rstrip())
     rule = "-" * max(len(line) for line in text)
-    return "\n".join([*text[:2], rule, *text[2:-1], rule, text[-1], "", result.sentence])
+    remarked = [f"{agent.name}: {agent.remark}" for agent in result.agents if agent.remark]
+    if len(remarked) > REMARKS:
+        remarked[REMARKS:] = [f"and {len(remarked) - REMARKS} more with remarks, see summary.json"]
+    return "\n".join([*text[:2], rule, *text[2:-1], rule, text[-1], *remarked, "", result.sentence])
 
 
-def _names(names: Iterable[str]) -> str:
+def _names(names: Iterable[str], most: int) -> str:
     listed = list(names)
-    shown = ", ".join(listed[:10])
-    return shown if len(listed) <= 10 else f"{shown} and {len(listed) - 10} more"
+    shown = ", ".join(listed[:most])
+    return shown if len(listed) <= most else f"{shown} and {len(listed) - most} more"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _utc(wall: Optional[float]) -> Optional[str]:

@@ -33,7 +33,8 @@ class Message:
 
 @dataclass(frozen=True)
 class Transition:
-    """An agent's health changed: waiting, green, late, suspect, lost, finished; `silent_s` since it was last heard."""
+    """An agent's health changed to green, late, suspect, lost or finished, or it has recovered, which is green again
+    with one word; `silent_s` since it was last heard."""
 
     agent_id: int
     t_wall: float
@@ -90,6 +91,11 @@ class EpochRows:
     rollover_bytes: int
 
     @property
+    def wrote(self) -> bool:
+        """Whether this process got to write."""
+        return self.start is not None or self.rollovers > 0
+
+    @property
     def issued(self) -> int:
         """How many events this process issued, as far as is known."""
         return (self.top_seq if self.final_seq is None else self.final_seq) + 1
@@ -102,7 +108,7 @@ class EpochRows:
 
 @dataclass(frozen=True)
 class AgentRows:
-    """One expected agent with everything that is stored of it; `epochs` in the order they were first heard."""
+    """One expected agent with everything that is stored of it; `epochs` in the order in which its processes ran."""
 
     id: int
     name: str
@@ -116,6 +122,26 @@ class AgentRows:
     cleanup: Optional[str]
     cleanup_detail: Optional[str]
     epochs: tuple[EpochRows, ...]
+    drain_seconds: float = 60.0
+    rescued_events: int = 0
+    refused_events: int = 0
+    refused_reason: Optional[str] = None
+    journal_damage: Optional[str] = None
+    liveness: tuple[Transition, ...] = ()
+
+    @property
+    def last_writer(self) -> Optional[EpochRows]:
+        """The last process that wrote, None if none did."""
+        return next((epoch for epoch in reversed(self.epochs) if epoch.wrote), None)
+
+    @property
+    def speaker(self) -> Optional[EpochRows]:
+        """The process whose final word counts: the last that wrote, or one after it that gave up before writing."""
+        last = self.last_writer
+        if last is not None and last.final is not None:
+            return last
+        later = self.epochs if last is None else self.epochs[self.epochs.index(last) + 1 :]
+        return next((epoch for epoch in reversed(later) if epoch.final is not None), None)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ STANDSTILL_S = 5.0
 ALARM_EVERY_S = 10.0
 SHOWN_MESSAGES = 200
 SHOWN_ERRORS = 20
+SILENT = ("late", "suspect", "lost")
 HEALTHS = ("waiting", "green", "late", "suspect", "lost", "finished")
 
 Clock = Callable[[], float]
@@ -44,8 +45,13 @@ class _Epoch:
     """One process of an agent, as far as the state of the run needs it; bytes and counts cumulative."""
 
     started: bool = False
+    heard: Optional[float] = None
+    last_mono_ns: int = 0
     final: Optional[dict[str, Any]] = None
     receipt: bool = False
+    replaced: bool = (
+        False  # another process has taken its place: of what it wrote only rollovers are known to be durable
+    )
     heartbeat_bytes: int = 0
     durable_bytes: int = 0
     rollovers: int = 0
@@ -54,7 +60,7 @@ class _Epoch:
     def written(self) -> int:
         if self.final is not None:
             return int(self.final["written_bytes"])
-        return max(self.heartbeat_bytes, self.durable_bytes)
+        return self.durable_bytes if self.replaced else max(self.heartbeat_bytes, self.durable_bytes)
 
 
 @dataclass
@@ -66,7 +72,9 @@ class _Agent:
     host: str
     chunk_mb: int
     seconds: float
+    drain_s: float
     health: str = "waiting"
+    silent_since_wall: Optional[float] = None  # silent when an earlier collector ended, and not heard since
     phase: Optional[str] = None
     heard: Optional[float] = None
     polled: bool = False  # asked at the barrier since this collector started
@@ -88,12 +96,25 @@ class _Agent:
         return any(epoch.started for epoch in self.epochs.values())
 
     @property
+    def word(self) -> _Epoch:
+        """The process whose final word counts: one that ended before the current one got to write, else the current."""
+        if not self.current.started:
+            for epoch in reversed(self.epochs.values()):
+                if epoch.started and epoch.final is not None:
+                    return epoch
+        return self.current
+
+    @property
     def final(self) -> Optional[dict[str, Any]]:
-        return self.current.final
+        return self.word.final
 
     @property
     def receipt(self) -> bool:
-        return self.current.receipt
+        return self.word.receipt
+
+    @property
+    def restarts(self) -> int:
+        return sum(epoch.replaced for epoch in self.epochs.values())
 
     @property
     def rollovers(self) -> int:
@@ -145,7 +166,13 @@ class Run:
         if self._start_wall is not None and rows.state.boot_id != boot_id:
             # Another boot has another monotonic clock: the wall clock is all that connects them.
             self.start_mono_s = now - (wall() - self._start_wall)
+        self._lasted: Optional[float] = None  # how long a run took that had ended before this process began
+        if self._start_wall is not None and self._end_wall is not None:
+            self._lasted = max(0.0, self._end_wall - self._start_wall)
         self._ended: Optional[float] = now if self.state in ("finished", "aborted") else None
+        # When a stop was asked for before a restart is not known: whoever is to hear of it gets its whole time again.
+        self._stopped: Optional[float] = now if self.stop_reason is not None else None
+        self._held: list[str] = []
         self._closed = False
         self._all_silent = False
         self._troubled = float("-inf")
@@ -171,8 +198,8 @@ class Run:
         """The answer to an armed agent that asks for the start: waiting, start or abort."""
         agent = self._agent(name)
         if agent.epoch != ready.epoch:
-            self._admit(agent, ready.epoch)
-        if agent.ready != ready:
+            self._admit(agent, ready)
+        if agent.epoch == ready.epoch and agent.ready != ready:
             if agent.ready is None or agent.ready.epoch != ready.epoch:
                 rate = ready.calibrated_bytes_per_second
                 speed = f" (its disk writes about {rate / 1e6:.0f} MB/s)" if rate else ""
@@ -181,7 +208,7 @@ class Run:
             self.outbox.append(Armed(agent.id, ready))
         agent.polled = True
         agent.phase = agent.phase or "armed"
-        self._heard(agent)
+        self._heard(agent, ready.epoch)
         self._open_barrier()
         now = self._clock()
         answer: dict[str, Any] = {"collector_mono_s": now}
@@ -196,9 +223,9 @@ class Run:
         missing = self.missing()
         return {"state": "waiting", "missing": missing[:50], "missing_count": len(missing), **answer}
 
-    def heard(self, name: str) -> None:
+    def heard(self, name: str, epoch: str) -> None:
         """An agent's well-formed push has arrived, whatever becomes of it."""
-        self._heard(self._agent(name))
+        self._heard(self._agent(name), epoch)
 
     def stored(self, name: str, epoch: str, result: Stored) -> Optional[str]:
         """Take in what was stored of an agent's push; the command for it: None or stop."""
@@ -206,13 +233,14 @@ class Run:
         if agent.epoch is None:
             agent.epoch = epoch
         one = agent.epochs.setdefault(epoch, _Epoch())
+        one.heard = self._clock()
         before = agent.phase
         for event in result.fresh:
             self._event(agent, epoch, one, event)
-        if result.receipt and not one.receipt:
-            one.receipt = True
-            if agent.epoch == epoch:
-                self._change(agent, "finished", 0.0)
+            one.last_mono_ns = max(one.last_mono_ns, event.t_mono_ns)
+        one.receipt = one.receipt or result.receipt
+        if agent.receipt:
+            self._change(agent, "finished", 0.0)
         if agent.phase != before or agent.health == "finished":
             self._progress()
         return "stop" if self.stop_reason is not None or self.state == "aborted" else None
@@ -229,6 +257,7 @@ class Run:
         if self.stop_reason is not None or self.state in ("finished", "aborted"):
             return
         self.stop_reason = reason
+        self._stopped = self._clock()
         if self.state == "arming":
             self._abort(f"the run was stopped before it started: {reason}")
         else:
@@ -257,6 +286,8 @@ class Run:
             for agent in self._agents.values():
                 if agent.heard is not None:
                     agent.heard = min(now, agent.heard + gap)
+                for epoch in agent.epochs.values():
+                    epoch.heard = None if epoch.heard is None else min(now, epoch.heard + gap)
             self._opened += gap
             self._say(f"the collector itself stood still for {gap:.1f} s: every agent gets that time back", "warning")
         self._open_barrier()
@@ -319,7 +350,7 @@ class Run:
                 "labels": {"agent": agent.name, "host": agent.host},
             }
             for agent in self._agents.values()
-            if agent.ready is not None and agent.ready.metrics_port and agent.health not in ("finished", "lost")
+            if agent.ready is not None and agent.ready.metrics_port and agent.health != "finished"
         ]
 
     def snapshot(self) -> dict[str, Any]:
@@ -376,31 +407,48 @@ class Run:
             raise Unknown(f"run {self.run_id} has no agent of that name: its plan names {_names(self._agents)}")
         return agent
 
-    def _admit(self, agent: _Agent, epoch: str) -> None:
-        """Make `epoch` the agent's current process, or refuse it beside another one that lives."""
-        if epoch in agent.epochs:
+    def _admit(self, agent: _Agent, ready: Ready) -> None:
+        """Make a newcomer the agent's current process, or refuse it beside another one that lives."""
+        known = agent.epochs.get(ready.epoch)
+        if known is not None and known.replaced:
             raise Conflict(f"{agent.name} has been replaced by a newer process of the same name (epoch {agent.epoch})")
-        if agent.epoch is not None:
-            alive = agent.heard is not None and self._clock() - agent.heard < LATE_S
-            if agent.current.started and alive and not agent.receipt:
-                raise Conflict(f"another live process of {agent.name} (epoch {agent.epoch}) has already started")
-            self._say(f"{agent.name} came back as a new process", "warning")
         if agent.final is not None:
             return  # it has ended already: the newcomer is told to abort
-        agent.epoch = epoch
-        agent.epochs[epoch] = _Epoch()
-        agent.points.clear()
+        if agent.epoch is not None and ready.after != agent.epoch:
+            heard = agent.current.heard
+            if agent.current.started and heard is not None and self._clock() - heard < LATE_S:
+                raise Conflict(f"another live process of {agent.name} (epoch {agent.epoch}) has already started")
+        self._succeed(agent, ready.epoch)
+        if agent.restarts:
+            self._say(f"{agent.name} restarted ({agent.restarts}x)", "warning")
         agent.phase = "armed"
 
-    def _heard(self, agent: _Agent) -> None:
+    def _succeed(self, agent: _Agent, epoch: str) -> None:
+        """Give the agent's place to another of its processes."""
+        if agent.epoch is not None:
+            agent.current.replaced = True
+        agent.epoch = epoch
+        agent.epochs.setdefault(epoch, _Epoch())
+        agent.points.clear()
+        agent.rolled = None
+
+    def _heard(self, agent: _Agent, epoch: str) -> None:
         now = self._clock()
         silent = 0.0 if agent.heard is None else now - agent.heard
         agent.heard = now
-        if agent.health in ("late", "suspect", "lost"):
+        if epoch in agent.epochs:
+            agent.epochs[epoch].heard = now
+        if agent.health == "finished":
+            return
+        if agent.health in SILENT or agent.silent_since_wall is not None:
+            if agent.silent_since_wall is not None:
+                silent = max(silent, self._wall() - agent.silent_since_wall)
             self._all_silent = False
             self._say(f"{agent.name} is back after {silent:.1f} s of silence")
-        if agent.health != "finished":
-            self._change(agent, "green", silent)
+            agent.silent_since_wall = None
+            agent.health = "green"
+            self.outbox.append(Transition(agent.id, self._wall(), "recovered", silent))
+        self._change(agent, "green", silent)
 
     def _change(self, agent: _Agent, health: str, silent: float) -> None:
         if agent.health != health:
@@ -431,7 +479,14 @@ class Run:
                     agent.phase = payload["phase"]
                 agent.points.append((event.t_mono_ns, payload["written_bytes"]))
         elif event.kind == "start":
+            if not current and agent.current.started and event.t_mono_ns > agent.current.last_mono_ns:
+                # It wrote on without asking here, since nobody answered; the clock of its host says who came later.
+                current = agent.final is None
+                if current:
+                    self._succeed(agent, epoch)
+                    self._say(f"{agent.name} restarted ({agent.restarts}x)", "warning")
             one.started = True
+            one.replaced = one.replaced or not current
             if current and one.final is None and agent.phase != "draining":
                 agent.phase = "writing"
             if current and not any(written for _, written in agent.points):
@@ -440,7 +495,7 @@ class Run:
             if agent.start is None:
                 agent.start = _start(payload)
             size = payload["chunk_bytes"] / 1e6
-            again = "again " if len(agent.epochs) > 1 else ""
+            again = "again " if current and agent.restarts else ""
             self._say(f"{agent.name} started {again}writing {size:.0f} MB chunks on {agent.host}")
             self._tell_skew()
         elif event.kind == "error":
@@ -454,11 +509,11 @@ class Run:
 
     def _final(self, agent: _Agent, one: _Epoch, payload: dict[str, Any], *, current: bool) -> None:
         one.final = payload
-        if current:
+        if agent.word is one:
             agent.phase = "finished"
         verdict, why = payload["verdict"], payload["reason"]
         level = "info" if verdict == "PASS" else "error"
-        if not one.started and self.state in ("arming", "starting"):
+        if current and not one.started and self.state in ("arming", "starting"):
             self._say(f"{agent.name} ended before the start: {verdict}{': ' + why if why else ''}", level)
             self._abort(f"{agent.name} ended before the start: {verdict}{': ' + why if why else ''}", tell=False)
             return
@@ -555,7 +610,7 @@ class Run:
         agents = list(self._agents.values())
         if self.state == "starting" and now < self.start_mono_s and not all(agent.receipt for agent in agents):
             return
-        if all(agent.health in ("finished", "lost") for agent in agents):
+        if not any(agent.health != "finished" and now < self._patience(agent, now) for agent in agents):
             self.state = "finished"
             self._end()
             self._tell_rollovers(now)
@@ -566,8 +621,12 @@ class Run:
                 told = f"{_agents(len(agents))} delivered everything"
             self._say(f"the run has finished: {told}", "warning" if lost else "info")
             return
+        self._tell_held(now)
         writing = any(
-            agent.health not in ("finished", "lost") and agent.phase in ("armed", "writing") for agent in agents
+            agent.health != "finished"
+            and agent.phase in ("armed", "writing")
+            and (agent.health != "lost" or now < self.start_mono_s + agent.seconds)
+            for agent in agents
         )
         state = "running" if writing else "draining"
         if state != self.state:
@@ -577,6 +636,25 @@ class Run:
             self._record_state()
             if state == "draining":
                 self._say("no agent writes any more: waiting for their last events")
+
+    def _patience(self, agent: _Agent, now: float) -> float:
+        """Until when the run is held open for an agent: for ever while it is heard, lost as long as it may come back."""
+        if agent.health != "lost" or self.start_mono_s is None:
+            return float("inf")
+        until = self.start_mono_s + agent.seconds + agent.drain_s
+        return until if self._stopped is None else min(until, self._stopped + agent.drain_s)
+
+    def _tell_held(self, now: float) -> None:
+        """Say, when only lost agents are left, for how long the run is held open for them."""
+        left = [agent for agent in self._agents.values() if agent.health != "finished"]
+        held = [agent.name for agent in left] if all(agent.health == "lost" for agent in left) else []
+        if held and held != self._held:
+            longest = max(self._patience(agent, now) for agent in left) - now
+            self._say(
+                f"lost, but possibly still writing: {_names(held)}; the run is held open for {longest:.0f} s at most",
+                "warning",
+            )
+        self._held = held
 
     def _record_state(self) -> None:
         self.outbox.append(
@@ -594,6 +672,8 @@ class Run:
     def _elapsed(self) -> float:
         if self.start_mono_s is None:
             return 0.0
+        if self._lasted is not None:
+            return self._lasted
         until = self._ended if self._ended is not None else self._clock()
         return max(0.0, until - self.start_mono_s)
 
@@ -636,37 +716,59 @@ def _start(payload: dict[str, Any]) -> Optional[tuple[float, float]]:
 
 def _restored(rows: AgentRows, now: float) -> _Agent:
     """An agent as the database has it; whoever was heard before gets a full window from now."""
-    agent = _Agent(id=rows.id, name=rows.name, host=rows.host, chunk_mb=rows.chunk_mb, seconds=rows.seconds)
-    agent.ready = rows.ready
+    agent = _Agent(
+        id=rows.id,
+        name=rows.name,
+        host=rows.host,
+        chunk_mb=rows.chunk_mb,
+        seconds=rows.seconds,
+        drain_s=rows.drain_seconds,
+        ready=rows.ready,
+    )
     for epoch in rows.epochs:
         agent.epochs[epoch.epoch] = _restored_epoch(epoch)
         if epoch.start is not None and agent.start is None:
             agent.start = _start(epoch.start.payload)
-    if rows.ready is not None:
-        agent.epoch = rows.ready.epoch
-        agent.epochs.setdefault(agent.epoch, _Epoch())
-    elif rows.epochs:
-        agent.epoch = rows.epochs[-1].epoch
+    agent.epoch = _current(rows)
     if agent.epoch is None:
         return agent
-    agent.heard = now
+    agent.epochs.setdefault(agent.epoch, _Epoch())
+    agent.current.heard = agent.heard = now
     agent.health = "finished" if agent.receipt else "green"
-    last = next((epoch for epoch in rows.epochs if epoch.epoch == agent.epoch), None)
+    last = rows.liveness[-1] if rows.liveness else None
+    if last is not None and last.health in SILENT:
+        agent.silent_since_wall = last.t_wall - last.silent_s
+    for name, one in agent.epochs.items():
+        one.replaced = name != agent.epoch and one.started
     agent.phase = "armed"
-    if last is not None:
-        if last.start is not None:
+    stored = next((epoch for epoch in rows.epochs if epoch.epoch == agent.epoch), None)
+    if stored is not None:
+        if stored.start is not None:
             agent.phase = "writing"
-        if last.heartbeat is not None:
-            agent.phase = last.heartbeat.payload["phase"]
-            agent.points.append((last.heartbeat.t_mono_ns, last.heartbeat.payload["written_bytes"]))
-        if last.final is not None:
-            agent.phase = "finished"
+        if stored.heartbeat is not None:
+            agent.phase = stored.heartbeat.payload["phase"]
+            agent.points.append((stored.heartbeat.t_mono_ns, stored.heartbeat.payload["written_bytes"]))
+    if agent.final is not None:
+        agent.phase = "finished"
     return agent
+
+
+def _current(rows: AgentRows) -> Optional[str]:
+    """The process that holds the agent's place: the last one admitted, or one that wrote on after it without asking."""
+    writer = rows.last_writer
+    if rows.ready is None:
+        last = writer if writer is not None else next(iter(reversed(rows.epochs)), None)
+        return last.epoch if last is not None else None
+    order = [epoch.epoch for epoch in rows.epochs]
+    if writer is not None and rows.ready.epoch in order and order.index(rows.ready.epoch) < order.index(writer.epoch):
+        return writer.epoch
+    return rows.ready.epoch
 
 
 def _restored_epoch(rows: EpochRows) -> _Epoch:
     return _Epoch(
-        started=rows.start is not None,
+        started=rows.wrote,
+        last_mono_ns=rows.last_t_mono_ns,
         final=rows.final.payload if rows.final is not None else None,
         receipt=rows.receipt,
         heartbeat_bytes=rows.heartbeat.payload["written_bytes"] if rows.heartbeat is not None else 0,

@@ -36,6 +36,8 @@ IDLE_S = 75.0  # between two requests of a connection
 HEAD_S = 15.0  # for the headers of a request
 REQUEST_S = 30.0  # for its body, the commit and the answer
 CONNECTIONS = 20_000
+OWN_DESCRIPTORS = 40  # for the database, its readers, the state file and the rest
+FEWEST_CONNECTIONS = 8
 TICK_S = 0.5
 
 T = TypeVar("T")
@@ -78,6 +80,7 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
 
     def handle(self) -> None:
         """Serve one connection to its end."""
+        self.server.make_room()
         try:
             super().handle()
         finally:
@@ -86,7 +89,12 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
     def read_requestline(self) -> Any:
         """Wait for the next request."""
         self._give(IDLE_S)
-        return super().read_requestline()
+        self.server.idle[self] = None
+        self.server.make_room()
+        try:
+            return super().read_requestline()
+        finally:
+            self.server.idle.pop(self, None)
 
     def read_request(self, raw_requestline: str) -> Any:
         """Read the headers."""
@@ -112,6 +120,10 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
             return
         super().handle_error(t, v, tb)
 
+    def shut(self) -> None:
+        """End the connection from outside."""
+        self._shut(self.socket)
+
     def _give(self, seconds: Optional[float]) -> None:
         if self._timer is not None:
             self._timer.stop()
@@ -128,6 +140,33 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
             connection._sock.shutdown(socket.SHUT_RDWR)
 
 
+class Server(gevent.pywsgi.WSGIServer):  # type: ignore[misc] # gevent has no types
+    """Serves at most `connections` at once: where more come, those that have been idle longest are shut for them.
+
+    Without that, idle clients of a process with few descriptors would keep all others out; who is shut out sends again.
+    """
+
+    def __init__(self, listener: Any, app: Any, *, connections: int) -> None:
+        super().__init__(
+            listener,
+            app,
+            log=None,
+            error_log=sys.stderr,
+            handler_class=Handler,
+            spawn=gevent.pool.Pool(connections),
+        )
+        self.answering = 0
+        self.idle: dict[Handler, None] = {}  # the longest idle first
+
+    def make_room(self) -> None:
+        """Keep a place free for the next connection if any can be."""
+        if self.full():
+            oldest = next(iter(self.idle), None)
+            if oldest is not None:
+                del self.idle[oldest]
+                oldest.shut()
+
+
 def serve(
     plan: wire.Plan,
     database_path: Path,
@@ -140,13 +179,22 @@ def serve(
     tell: Callable[[str], None],
 ) -> None:
     """Serve one run until it is over (or, with `stay`, until a signal), then print the general statistics."""
-    _raise_descriptor_limit()
+    descriptors = _raise_descriptor_limit()
     listener = listen(host, port)
     database = None
     try:
         database = Database(database_path, exclusive=True)
         database.start()
-        _serve(plan, database, listener, state_file, barrier_seconds=barrier_seconds, stay=stay, tell=tell)
+        _serve(
+            plan,
+            database,
+            listener,
+            state_file,
+            barrier_seconds=barrier_seconds,
+            stay=stay,
+            tell=tell,
+            connections=min(CONNECTIONS, max(FEWEST_CONNECTIONS, descriptors - OWN_DESCRIPTORS)),
+        )
     finally:
         listener.close()
         if database is not None:
@@ -162,6 +210,7 @@ def _serve(
     barrier_seconds: float,
     stay: bool,
     tell: Callable[[str], None],
+    connections: int,
 ) -> None:
     ending = gevent.event.Event()
     handlers = [gevent.signal_handler(number, ending.set) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -169,10 +218,7 @@ def _serve(
     app = create_app(Config(plan, database, barrier_seconds=barrier_seconds, wait=wait, tell=tell))
     run: Run = app.extensions["fury_run"]
     recorder: api.Recorder = app.extensions["fury_recorder"]
-    server = gevent.pywsgi.WSGIServer(
-        listener, app, log=None, error_log=sys.stderr, handler_class=Handler, spawn=gevent.pool.Pool(CONNECTIONS)
-    )
-    server.answering = 0
+    server = Server(listener, app, connections=connections)
     try:
         server.start()
         where, listening = listener.getsockname()[:2]
@@ -255,15 +301,17 @@ def _url(host: str, port: int) -> str:
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
-def _raise_descriptor_limit() -> None:
-    """Each agent holds one connection: take as many descriptors as this process may have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _raise_descriptor_limit() -> int:
+    """Each agent holds one connection: take as many descriptors as this process may have, and say how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return 2**31 if soft == resource.RLIM_INFINITY else soft
 
 
 def printer() -> Callable[[str], None]:
-    """A line printer on standard output that survives its reader's end."""
+    """A line printer on standard output that survives its reader's end, and a full disk under its log."""
     gone = False
 
     def tell(line: str) -> None:
@@ -272,7 +320,9 @@ def printer() -> Callable[[str], None]:
             return
         try:
             print(line, flush=True)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return  # what could not be written is in the buffer, and comes with a later line
             gone = True
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
 

@@ -66,6 +66,7 @@ class Ready:
     calibrated_bytes_per_second: Optional[float]
     host: str
     agent_version: str
+    after: Optional[str] = None  # the epoch of the crashed process whose place this one takes
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class PlannedAgent:
     chunk_mb: int
     seconds: float
     directory: str
+    drain_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def plan(value: Any) -> Plan:
                 chunk_mb=_whole(1, 1_000_000)(_required(item, "chunk_mb", where), f"{where}.chunk_mb"),
                 seconds=_number(0.001, 604_800)(_required(item, "seconds", where), f"{where}.seconds"),
                 directory=_text(4096)(_required(item, "directory", where), f"{where}.directory"),
+                drain_seconds=_number(0, 86_400)(item.get("drain_seconds", 60), f"{where}.drain_seconds"),
             )
         )
     names = [agent.name for agent in agents]
@@ -162,7 +165,7 @@ def hosts(value: Any) -> dict[str, Payload]:
 
 def ready(value: Any) -> Ready:
     """The checked body of POST …/ready."""
-    body = _version(_object(value, "body"))
+    body = {"after": None, **_version(_object(value, "body"))}
     return Ready(**_fields(body, _READY, "", ignored=("v",)))
 
 
@@ -361,6 +364,7 @@ _READY: dict[str, Check] = {
     "calibrated_bytes_per_second": _or_null(_number()),
     "host": _text(255),
     "agent_version": _text(64),
+    "after": _or_null(_epoch),
 }
 _KINDS: dict[str, dict[str, Check]] = {
     "start": {

@@ -83,7 +83,7 @@ def make_plan(
         "mode": run["fury_mode"],
         "base": run["fury_base"],
         "barrier_seconds": run["fury_barrier_seconds"],
-        "running_seconds": longest + drain + 60,
+        "running_seconds": longest + drain + 15,
         "lease_seconds": run["fury_barrier_seconds"] + longest + drain + run["fury_slack_seconds"],
         "results": str(results / run_id),
         "collector_plan": {

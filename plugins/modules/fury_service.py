@@ -31,7 +31,7 @@ options:
     type: str
   base:
     description: Directory for the services' homes, default C(/var/lib/fury), without root C(~/.local/state/fury).
-    type: path
+    type: str
   mode:
     description: How it runs. C(auto) takes systemd where it is the init and the user is root, processes elsewhere.
     choices: [auto, systemd, process]
@@ -42,7 +42,7 @@ options:
     type: str
   archive:
     description: Path on the controller of the program's tree as tar.gz (O(state=started)).
-    type: path
+    type: str
   files:
     description: Files for the home, name to content.
     type: dict
@@ -62,7 +62,7 @@ options:
     default: 3600
   directory:
     description: Below which directory the agent makes the one in which it writes.
-    type: path
+    type: str
   need_bytes:
     description: What has to be free there (O(state=checked)).
     type: int
@@ -79,7 +79,7 @@ options:
     type: str
   log:
     description: Where its output goes in process mode; default a file in the home.
-    type: path
+    type: str
 author: [The Fury authors]
 attributes:
   check_mode: {support: full}
@@ -111,20 +111,20 @@ def main() -> None:
             "state": {"type": "str", "required": True, "choices": ["checked", "started", "stopped", "absent"]},
             "kind": {"type": "str", "default": "agent", "choices": ["agent", "collector"]},
             "name": {"type": "str"},
-            "base": {"type": "path"},
+            "base": {"type": "str"},  # not path, which would replace $ in it
             "mode": {"type": "str", "default": "auto", "choices": ["auto", "systemd", "process"]},
             "run_id": {"type": "str"},
-            "archive": {"type": "path"},
+            "archive": {"type": "str"},
             "digest": {"type": "str"},
             "files": {"type": "dict", "default": {}, "no_log": False},
             "argv": {"type": "list", "elements": "str", "default": []},
             "unit": {"type": "str", "default": ""},
             "lease_seconds": {"type": "int", "default": 3600},
-            "directory": {"type": "path"},
+            "directory": {"type": "str"},
             "need_bytes": {"type": "int", "default": 0},
             "port": {"type": "int", "default": 0},
             "ready_file": {"type": "str"},
-            "log": {"type": "path"},
+            "log": {"type": "str"},
         },
         required_if=[
             ("state", "stopped", ["name"]),
@@ -176,7 +176,7 @@ def main() -> None:
         module.exit_json(changed=changed, **about)
     except HostError as error:
         module.fail_json(msg=str(error))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         module.fail_json(msg=f"{wanted['state']} of {wanted['kind']} {wanted['name']}: {error}")
 
 

@@ -18,7 +18,9 @@ class Peer:
     def __init__(self) -> None:
         self.batches: List[Dict[str, Any]] = []
         self.asks: List[Dict[str, Any]] = []
-        self.stored: Dict[int, Dict[str, Any]] = {}
+        self.all: Dict[Tuple[str, int], Dict[str, Any]] = {}
+        self.duplicates = 0
+        self._lock = threading.Lock()
         self.connections = 0
         self.ready: Callable[[Dict[str, Any]], Answer] = lambda ask: (200, self.start(0.3))
         self.events: Callable[[Dict[str, Any]], Answer] = self.store
@@ -77,20 +79,31 @@ class Peer:
 
     def store(self, body: Dict[str, Any], *, command: Optional[str] = None) -> Answer:
         """Stores a batch as the protocol says."""
-        duplicates = 0
-        for event in body["events"]:
-            if event["seq"] in self.stored:
-                assert self.stored[event["seq"]] == event, "the same key came with another body"
-                duplicates += 1
-            self.stored[event["seq"]] = event
-        final = next((seq for seq, event in self.stored.items() if event["kind"] == "final"), None)
-        receipt = final is not None and all(seq in self.stored for seq in range(final))
+        epoch, duplicates = body["epoch"], 0
+        with self._lock:
+            for event in body["events"]:
+                key = (epoch, event["seq"])
+                if key in self.all:
+                    assert self.all[key] == event, "the same key came with another body"
+                    duplicates += 1
+                self.all[key] = event
+            self.duplicates += duplicates
+            seqs = {seq for one, seq in self.all if one == epoch}
+            final = next((seq for seq in seqs if self.all[epoch, seq]["kind"] == "final"), None)
+        receipt = final is not None and all(seq in seqs for seq in range(final))
         stored = len(body["events"]) - duplicates
         return 200, {"stored": stored, "duplicates": duplicates, "receipt": receipt, "command": command}
 
+    @property
+    def stored(self) -> Dict[int, Dict[str, Any]]:
+        """The stored events of the process that was heard last, by number."""
+        said = self.asks or self.batches
+        epoch = said[-1]["epoch"] if said else None
+        return {seq: event for (one, seq), event in list(self.all.items()) if one == epoch}
+
     def kinds(self) -> List[str]:
         """The kinds of all stored events in the order of their numbers."""
-        return [self.stored[seq]["kind"] for seq in sorted(self.stored)]
+        return [event["kind"] for _, event in sorted(self.stored.items())]
 
     def close(self) -> None:
         """Stops listening."""

@@ -11,7 +11,7 @@ from typing import Any, Dict, List
 import pytest
 
 from fury_agent.channel import Channel, Refused, Sender, Trouble
-from fury_agent.events import Events
+from fury_agent.events import Event, Events
 from tests.agent.peer import Answer, Peer
 
 
@@ -229,3 +229,79 @@ def test_an_endless_answer_is_cut_off() -> None:
     thread.join(5)
     assert not thread.is_alive()
     listener.close()
+
+
+@pytest.mark.parametrize("talk", ["one byte at a time", "one header at a time"])
+def test_a_collector_that_dribbles_does_not_hold_it(talk: str) -> None:
+    """The whole call has a deadline, not each byte of the answer."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def dribble() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            if talk == "one byte at a time":
+                connection.sendall(b"Content-Length: 1000\r\n\r\n")
+            try:
+                while not over.wait(0.1):
+                    connection.sendall(b" " if talk == "one byte at a time" else b"X-Wait: more\r\n")
+            except OSError:
+                return
+
+    thread = threading.Thread(target=dribble, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(Trouble, match="no answer: timed out"):
+        channel(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.5).send([b"{}"])
+    assert 0.4 < time.monotonic() - began < 1.5
+    over.set()
+    thread.join(5)
+    listener.close()
+
+
+def test_batches_shrink_until_they_get_through_a_slow_link(peer: Peer) -> None:
+    """A link on which no batch of more than 10 kB arrives in time: what is sent becomes small enough, nothing is lost."""
+
+    def answer(body: Dict[str, Any]) -> Answer:
+        return "hang" if len(json.dumps(body)) > 10_000 else peer.store(body)
+
+    peer.events = answer
+    events = Events(keep=True)
+    for chunk in range(300):
+        events.append("rollover", {"chunk": chunk, "filler": "x" * 300})
+    sender = Sender(
+        channel(peer.url, timeout_s=0.3, slowest_bytes_per_s=1e9),
+        peek=events.peek,
+        acknowledge=events.acknowledge,
+        set_aside=events.set_aside,
+        on_command=lambda command: None,
+        backoff_first_s=0.01,
+    )
+    sender.start()
+    sender.finish()
+    assert sender.join(20)
+    assert sorted(peer.stored) == list(range(300))
+    assert peer.duplicates == 0
+
+
+def test_a_predecessors_final_is_no_receipt(peer: Peer) -> None:
+    """What an earlier process left goes under its epoch, and only the own final counts as the end."""
+    other = "00000000000000bb"
+    batches = [
+        [Event(other, 0, "final", b'{"seq":0,"kind":"final"}')],
+        [Event("00000000000000aa", 0, "start", b'{"seq":0,"kind":"start"}')],
+    ]
+    sender = Sender(
+        channel(peer.url),
+        peek=lambda limit, size: batches[0] if batches else [],
+        acknowledge=lambda keys: batches.clear() if len(batches) == 1 else batches.__delitem__(0),
+        set_aside=lambda keys, sentence: None,
+        on_command=lambda command: None,
+    )
+    sender.start()
+    sender.finish()
+    assert sender.join(5)
+    assert sorted(peer.all) == [("00000000000000aa", 0), (other, 0)]
+    assert not sender.receipt

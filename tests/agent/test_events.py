@@ -22,7 +22,7 @@ def test_an_event_stays_until_it_is_acknowledged_and_never_changes() -> None:
     events.append("rollover", {"chunk": 0})
     events.append("rollover", {"chunk": 1})
     assert events.peek() == events.peek()
-    events.acknowledge([0, 0, 99])
+    events.acknowledge([("", 0), ("", 0), ("", 99)])
     assert [event.seq for event in events.peek()] == [1]
     counts = events.counts()
     assert (counts.issued, counts.stored, counts.pending) == (2, 1, 1)
@@ -35,7 +35,7 @@ def test_heartbeats_coalesce_while_one_waits() -> None:
     assert events.append("heartbeat", {}) is None
     assert events.append("rollover", {}) == 1
     assert events.counts().heartbeats_coalesced == 1
-    events.acknowledge([0])
+    events.acknowledge([("", 0)])
     assert events.append("heartbeat", {}) == 2
 
 
@@ -58,7 +58,7 @@ def test_a_batch_is_bounded_in_events_and_bytes() -> None:
     for size in (2_000_000, 10, 600_000, 600_000):
         large.append("error", {"message": "x" * size})
     assert len(large.peek()) == 1
-    large.acknowledge([0])
+    large.acknowledge([("", 0)])
     assert len(large.peek()) == 2
 
 
@@ -67,7 +67,7 @@ def test_what_was_refused_is_out_of_the_way_and_counted() -> None:
     events = Events(keep=True)
     events.append("rollover", {})
     events.append("final", {})
-    events.set_aside([0])
+    events.set_aside([("", 0)], "no (400)")
     assert [event.kind for event in events.peek()] == ["final"]
     assert events.counts().set_aside == 1
 
@@ -94,9 +94,9 @@ def test_threads_never_get_the_same_number() -> None:
         thread.start()
     seen: List[int] = []
     while len(seen) < 2000:
-        seqs = [event.seq for event in events.peek()]
-        events.acknowledge(seqs)
-        seen += seqs
+        batch = events.peek()
+        events.acknowledge([(event.epoch, event.seq) for event in batch])
+        seen += [event.seq for event in batch]
     for thread in threads:
         thread.join()
     assert seen == list(range(2000))

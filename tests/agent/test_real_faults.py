@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Callable, Iterator, List
 
@@ -38,7 +39,9 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
     yield do
     for target in reversed(mounted):
-        subprocess.run(["umount", str(target)], check=True)
+        deadline = time.monotonic() + 10
+        while subprocess.run(["umount", str(target)], check=time.monotonic() > deadline).returncode:
+            time.sleep(0.1)  # the loop device lets go of its image a moment after its own file system is gone
 
 
 @pytest.fixture
@@ -92,8 +95,34 @@ def test_a_write_back_error_ends_it_at_the_first_fsync(run_agent: Run, mount: Ca
     )
     assert agent.summary["rollovers"] <= 2
     assert agent.summary["written_bytes"] == agent.summary["rollovers"] * 20_000_768
+    assert agent.summary["unknown_bytes"] > 0
+    assert f"{agent.summary['unknown_bytes']} bytes written since the last good fsync are unknown" in agent.lines[-2]
     assert agent.summary["cleanup"] in ("confirmed", "unconfirmed")
     assert "Traceback" not in agent.out + agent.err
+
+
+def test_a_disk_that_turns_read_only_ends_it_and_says_what_is_left(
+    start_agent: Run, mount: Callable[..., Path], tmp_path: Path
+) -> None:
+    """ext4 met an error and went read-only, as its errors=remount-ro asks: EROFS, and the chunks cannot be removed."""
+    image = ext4_image(tmp_path / "image", 200_000_000)
+    disk = mount("disk", "-o", "loop,errors=remount-ro", image)
+    device = subprocess.run(["findmnt", "-no", "SOURCE", str(disk)], capture_output=True, text=True, check=True)
+    trigger = Path("/sys/fs/ext4") / Path(device.stdout.strip()).name / "trigger_fs_error"
+    if not trigger.exists():
+        pytest.skip("this kernel cannot be asked for an error of ext4")
+    agent = start_agent(*arguments(disk, "--seconds", "60", "--json"))
+    agent.wait_for("rollover 1:")
+    trigger.write_text("fury's test")
+    agent.finish()
+    assert agent.code == 4, agent.out
+    assert re.search(
+        r"DISK_ERROR: alecto: \w+ of chunk \d+ at byte \d+ of \S+ failed with (EROFS|EIO)", agent.lines[-2]
+    )
+    assert "is left: EROFS" in agent.out
+    assert agent.summary["cleanup"] == "unconfirmed"
+    assert agent.summary["unknown_bytes"] >= 0
+    assert f"{agent.summary['unknown_bytes']} bytes written since the last good fsync" in agent.lines[-2]
 
 
 def test_a_read_only_file_system_is_a_precondition(run_agent: Run, mount: Callable[..., Path]) -> None:

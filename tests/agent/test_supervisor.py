@@ -112,15 +112,61 @@ def test_signals_reach_the_agent(start_agent: Run, home: Home, number: signal.Si
     assert home.is_clean()
 
 
-def test_a_killed_agent_leaves_nothing(start_agent: Run, home: Home) -> None:
-    """After kill -9 of the agent the supervisor cleans up and leaves a result in its place."""
-    agent = start_agent("--config", home.config(), module=MODULE)
+def test_a_killed_agent_comes_back_for_the_rest_of_its_time(start_agent: Run, home: Home) -> None:
+    """After kill -9 of the agent it is started again and ends when it would have; one process more is told."""
+    began = time.monotonic()
+    agent = start_agent("--config", home.config(seconds=8), module=MODULE)
     agent.wait_for("rollover 1:")
     child_of(agent).kill()
+    agent.wait_for("the agent was killed by SIGKILL and is started again (1 of 4)")
+    agent.finish()
+    assert agent.code == 0, agent.out
+    assert 8 <= time.monotonic() - began < 12
+    assert (home.result["verdict"], home.result["epochs"]) == ("PASS", 2)
+    assert home.result["seconds"] < 7
+    assert sorted(os.listdir(home.state)) == ["result.json"]
+    assert home.is_clean()
+
+
+def test_an_agent_that_is_back_too_late_says_so(start_agent: Run, home: Home) -> None:
+    """Where its time is over it does not write at all."""
+    agent = start_agent("--config", home.config(seconds=2), module=MODULE)
+    agent.wait_for("rollover 1:")
+    child = child_of(agent)
+    child.suspend()
+    time.sleep(2)
+    child.kill()
+    agent.finish()
+    assert agent.code == 6
+    assert "the time to write was over" in home.result["reason"]
+    assert home.is_clean()
+
+
+def test_an_agent_that_is_killed_over_and_over_is_given_up(start_agent: Run, home: Home) -> None:
+    """After four more tries the supervisor cleans up and leaves a result in its place."""
+    agent = start_agent("--config", home.config(), module=MODULE)
+    for _ in range(5):
+        agent.wait_for("is writing")
+        child_of(agent).kill()
     agent.finish()
     assert agent.code == 6
     assert agent.lines[-1] == "INCOMPLETE: alecto: the agent was killed by SIGKILL"
     assert (home.result["verdict"], home.result["exit_code"]) == ("INCOMPLETE", -9)
+    assert home.is_clean()
+
+
+def test_no_agent_is_started_again_that_was_told_to_end(start_agent: Run, home: Home) -> None:
+    """A signal to the supervisor holds, also if the agent then dies of another one."""
+    agent = start_agent("--config", home.config(), module=MODULE)
+    agent.wait_for("rollover 1:")
+    child = child_of(agent)
+    child.suspend()
+    agent.process.terminate()
+    time.sleep(0.3)
+    child.kill()
+    agent.finish()
+    assert agent.code == 6
+    assert "started again" not in agent.out
     assert home.is_clean()
 
 

@@ -68,7 +68,7 @@ def test_payloads_have_the_contracts_keys(run_agent: Run, peer: Peer, tmp_path: 
     ask = peer.asks[0]
     assert set(ask) - {"path"} == {
         *("v", "epoch", "metrics_address", "metrics_port", "chunk_bytes", "seconds", "calibrated_bytes_per_second"),
-        *("host", "agent_version"),
+        *("host", "agent_version", "after"),
     }
     assert re.fullmatch(r"[0-9a-f]{16}", ask["epoch"])
     assert {batch["epoch"] for batch in peer.batches} == {ask["epoch"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -163,6 +164,38 @@ def test_a_failed_fsync_is_final(tmp_path: Path) -> None:
     assert "EINVAL" in run.failure.message
     progress = run.writer.progress()
     assert (progress.durable_bytes, progress.rollovers, progress.handed_bytes) == (0, 0, CHUNK)
+
+
+@pytest.mark.parametrize("operation", ["pwrite", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+def test_the_first_failure_is_the_last_and_says_what_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
+) -> None:
+    """File, chunk, offset, call and errno are named; what was written since the last good fsync counts as unknown."""
+    calls: List[int] = []
+    whole = getattr(os, operation)
+
+    def fail(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == (9 if operation == "pwrite" else 3):  # in the third chunk: CHUNK is 3 blocks and a bit
+            raise OSError(number, os.strerror(number))
+        assert len(calls) < 9, "tried again"
+        return whole(*arguments)
+
+    monkeypatch.setattr(os, operation, fail)
+    run = Run(tmp_path, block_bytes=CHUNK // 3 // 4096 * 4096 + 4096).for_seconds(5)
+    failure, progress = run.failure, run.writer.progress()
+    assert (failure.operation, failure.errno) == (operation, number)
+    assert failure.path.endswith("chunk-0.dat")
+    unknown = progress.handed_bytes - 2 * CHUNK
+    assert run.writer.unknown_bytes == unknown
+    offset = unknown if operation == "pwrite" else CHUNK
+    assert 0 < unknown <= CHUNK
+    assert f"{operation} of chunk 2 at byte {offset} of" in failure.message
+    assert errno.errorcode[number] in failure.message
+    assert f"{unknown} bytes written since the last good fsync are unknown" in failure.message
+    assert progress.durable_bytes == 2 * CHUNK
+    assert len(calls) == (9 if operation == "pwrite" else 3)
 
 
 def test_a_vanished_chunk_is_an_error(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -147,6 +148,24 @@ def life(rollovers: int = 3, **final: Any) -> list[dict[str, Any]]:
     words.append(event(2 + rollovers, "heartbeat", phase="draining"))
     words.append(event(3 + rollovers, "final", **{"written_bytes": rollovers * CHUNK, "rollovers": rollovers, **final}))
     return words
+
+
+def journal(
+    path: Path, events: list[dict[str, Any]], *, epoch: str = EPOCH, refused: Optional[dict[int, str]] = None
+) -> Path:
+    """A journal as an agent leaves it; the events of the numbers in `refused` with a collector's sentence."""
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            "PRAGMA journal_mode = WAL; PRAGMA user_version = 1; "
+            "CREATE TABLE IF NOT EXISTS events(epoch TEXT, seq INTEGER, kind TEXT, body BLOB, refused TEXT, "
+            "PRIMARY KEY (epoch, seq)) WITHOUT ROWID;"
+        )
+        connection.executemany(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
+            [(epoch, e["seq"], e["kind"], json.dumps(e).encode(), (refused or {}).get(e["seq"])) for e in events],
+        )
+    connection.close()
+    return path
 
 
 @dataclass

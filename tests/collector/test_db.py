@@ -112,7 +112,7 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> N
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
         tables = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
         without = {name for name, sql in tables if "WITHOUT ROWID" in sql}
-    assert without == {"rollovers", "samples", "events", "messages"}
+    assert without == {"rollovers", "samples", "events", "messages", "refused"}
     database.close()
     script = ScriptDirectory(str(Path(fury_collector.db.__file__).parent / "migrations"))
     assert tuple(r.revision for r in script.walk_revisions())[::-1] == SCHEMAS
@@ -218,3 +218,51 @@ def test_nothing_is_taken_after_the_end(tmp_path: Path) -> None:
     database = opened(tmp_path / "fury.db")
     database.close()
     assert isinstance(database.store(1, batch(event(0, "start"))).exception(1), Unavailable)
+
+
+def test_a_damaged_database_is_refused_by_whoever_would_write_to_it(tmp_path: Path) -> None:
+    """In one sentence, before anything is served over it; a reader hears of it where it meets the damage."""
+    path = tmp_path / "fury.db"
+    database = opened(path)
+    for first in range(0, 2000, 100):
+        database.store(1, batch(*(event(n, "rollover") for n in range(first, first + 100)))).result(10)
+    database.close()
+    raw = bytearray(path.read_bytes())
+    half = len(raw) // 2 // 4096 * 4096
+    raw[half : half + 40960] = b"\xff" * 40960
+    path.write_bytes(raw)
+    with pytest.raises(Precondition, match=r"fury.db is damaged \(.*\): name another file") as told:
+        Database(path, exclusive=True)
+    assert "\n" not in told.value.message
+    reader = Database(path, create=False)
+    with pytest.raises(Precondition, match=r"fury\.db cannot be read"):
+        list(reader.rollovers(reader.read_run(RUN).id))
+    reader.close()
+    assert path.read_bytes() == raw
+
+
+def test_an_empty_file_is_not_made_a_database_by_a_reader(tmp_path: Path) -> None:
+    """It is named and left as it is."""
+    path = tmp_path / "fury.db"
+    path.touch()
+    with pytest.raises(BadInput, match="is an empty file"):
+        Database(path, create=False)
+    assert path.stat().st_size == 0
+
+
+def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    """With what it has in it."""
+    path = tmp_path / "fury.db"
+    database = opened(path)
+    database.store(1, batch(event(0, "start"))).result(10)
+    database.close()
+    with sqlite3.connect(path) as connection:
+        for column in ("drain_seconds", "rescued_events", "journal_damage"):
+            connection.execute(f"ALTER TABLE agents DROP COLUMN {column}")
+        connection.execute("DROP TABLE refused")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    connection.close()
+    database = Database(path, create=False)
+    alecto = database.read_run(RUN).agents[0]
+    assert (alecto.epochs[0].stored, alecto.drain_seconds, alecto.rescued_events) == (1, 60.0, 0)
+    database.close()

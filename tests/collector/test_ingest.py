@@ -24,7 +24,7 @@ ALL = {
 slices = st.tuples(st.sampled_from(EPOCHS), st.integers(0, 14), st.integers(1, 8))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pushes=st.lists(slices, max_size=16),
     mixed=st.randoms(use_true_random=False),
@@ -41,7 +41,7 @@ def test_duplicated_reordered_and_retried_batches_store_exactly_what_was_sent(
         agent_id = database.read_run(RUN).agents[0].id
         database.start()
         sent: dict[str, set[int]] = {epoch: set() for epoch in EPOCHS}
-        new = 0
+        new = rescued = 0
         for number, (epoch, first, length) in enumerate(pushes):
             if number in reopen:
                 database.close()
@@ -53,13 +53,14 @@ def test_duplicated_reordered_and_retried_batches_store_exactly_what_was_sent(
                 # Within a batch the final one is last: the agent never numbers anything after it.
                 chosen.sort(key=lambda e: e["kind"] == "final")
             batch = wire.batch({"v": 1, "epoch": epoch, "events": chosen})
-            result = database.store(agent_id, batch).result(20)
+            result = database.store(agent_id, batch, rescued=number % 2 == 1).result(20)
             fresh = {e["seq"] for e in chosen} - sent[epoch]
             assert {e.seq for e in result.fresh} == fresh
             assert result.duplicates == len(chosen) - len(fresh)
             sent[epoch] |= fresh
             assert result.receipt == (sent[epoch] == set(range(15)))
             new += len(fresh)
+            rescued += len(fresh) if number % 2 == 1 else 0
         run = database.read_run(RUN)
         stored = {epoch.epoch: epoch for epoch in run.agents[0].epochs}
         for epoch in EPOCHS:
@@ -68,4 +69,5 @@ def test_duplicated_reordered_and_retried_batches_store_exactly_what_was_sent(
             assert [row["seq"] for row in rows] == wanted
             assert (stored[epoch].stored if epoch in stored else 0) == len(sent[epoch])
         assert sum(epoch.stored for epoch in stored.values()) == new
+        assert run.agents[0].rescued_events == rescued
         database.close()

@@ -117,13 +117,38 @@ def test_a_bad_plan_is_refused_in_one_sentence(document: Any, named: str) -> Non
     assert named in caught.value.message
 
 
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of databases and other files to be wrong about; nothing in it may change."""
+    tmp_path = tmp_path_factory.mktemp("mistaken")
+    (tmp_path / "plan.json").write_text(json.dumps(plan()))
+    (tmp_path / "notes.txt").write_text("dear diary")
+    for name, runs in (("empty.db", ()), ("one.db", ("first",)), ("two.db", ("second", "third"))):
+        store = Database(tmp_path / name)
+        for run_id in runs:
+            store.add_run(wire.plan(plan(run_id=run_id)))
+        store.close()
+    (tmp_path / "damaged.db").write_bytes((tmp_path / "one.db").read_bytes()[:9000])
+    (tmp_path / "nothing.db").touch()
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["report", "latest"], 2, "fury.db does not exist"),
         (["runs", "--database", "plan.json"], 3, "cannot be used as a database"),
         (["report", "nope", "--database", "empty.db"], 2, "has no run nope"),
+        (["report", "latest", "--database", "empty.db"], 2, "has no run latest: there is no run in it yet"),
         (["export", "latest", "--output", "x", "--database", "empty.db"], 2, "has no run latest"),
+        (["export", "nope", "--output", "x", "--database", "two.db"], 2, "two.db has no run nope"),
+        (["report", "first", "--database", "one.db", "--database", "two.db"], 2, "two.db has no run first"),
+        (["export", "first", "--output", "plan.json/x", "--database", "one.db"], 3, "cannot write to plan.json/x"),
+        (["runs", "--database", "missing.db"], 2, "missing.db does not exist"),
+        (["runs", "--database", "nothing.db"], 2, "nothing.db is an empty file"),
+        (["runs", "--database", "."], 2, "is a directory"),
+        (["report", "latest", "--database", "damaged.db"], 3, "damaged.db cannot be used as a database"),
+        (["export", "latest", "--output", "x", "--database", "damaged.db"], 3, "damaged.db cannot be used"),
         (["serve", "--plan", "missing.json"], 2, "cannot read the plan file missing.json"),
         (["serve", "--plan", "notes.txt"], 2, "notes.txt: the body is not JSON"),
         (["serve", "--plan", "plan.json", "--port", "65536"], 2, "65536"),
@@ -131,7 +156,7 @@ def test_a_bad_plan_is_refused_in_one_sentence(document: Any, named: str) -> Non
         (
             ["serve", "--plan", "plan.json", "--port", "0", "--database", "notes.txt/fury.db"],
             3,
-            "cannot make notes.txt",
+            "cannot open the database notes.txt/fury.db",
         ),
         (["serve", "--plan", "plan.json", "--port", "0", "--state-file", "no/state"], 3, "cannot write the state file"),
         (["srve"], 2, "srve"),
@@ -139,7 +164,7 @@ def test_a_bad_plan_is_refused_in_one_sentence(document: Any, named: str) -> Non
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_its_exit_code(
-    tmp_path: Path,
+    mistaken: Path,
     arguments: list[str],
     code: int,
     said: str,
@@ -147,10 +172,7 @@ def test_a_mistake_ends_in_one_sentence_and_its_exit_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """No traceback, exit code 2 for bad input, 3 for what this machine does not allow."""
-    (tmp_path / "plan.json").write_text(json.dumps(plan()))
-    (tmp_path / "notes.txt").write_text("dear diary")
-    Database(tmp_path / "empty.db").close()
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(mistaken)
     monkeypatch.setattr(sys, "argv", ["fury_collector", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()

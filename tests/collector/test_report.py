@@ -9,7 +9,7 @@ from typing import Any, Optional
 import pytest
 
 from fury_collector import report, wire
-from fury_collector.rows import AgentRows, EpochRows, RunRows, RunState
+from fury_collector.rows import AgentRows, EpochRows, RunRows, RunState, Transition
 
 from .conftest import CHUNK, RUN, event, histogram, ready
 
@@ -114,7 +114,7 @@ def test_a_bad_verdict_names_the_agent_and_its_reason() -> None:
 def test_a_stopped_run_is_incomplete_even_if_all_said_pass() -> None:
     """Nobody compares a run that was cut short."""
     result = judged(agent("alecto", epoch(final={})), stop_reason="Ctrl-C")
-    assert result.sentence == "INCOMPLETE: 1 of 1 agents finished; the run was stopped: Ctrl-C"
+    assert result.sentence == "INCOMPLETE: Ctrl-C after 60.0 of 60 s; 1 agent wrote 60 MB"
 
 
 def test_an_aborted_run_says_why() -> None:
@@ -122,7 +122,7 @@ def test_an_aborted_run_says_why() -> None:
     armed = wire.ready(ready())
     result = judged(agent("alecto", ready=armed), agent("megaera"), state="aborted", reason="not all were ready")
     assert [one.reason for one in result.agents] == ["was ready, but the run was aborted", "never got ready"]
-    assert result.sentence.endswith("never got ready: megaera; the run was aborted: not all were ready")
+    assert result.sentence == "INCOMPLETE: 0 of 2 agents finished; the run was aborted: not all were ready"
 
 
 def test_what_the_controller_saw_of_the_hosts_counts() -> None:
@@ -143,7 +143,7 @@ def test_several_processes_of_an_agent_add_up() -> None:
     result = judged(agent("alecto", epoch(name="a" * 16), epoch(name="b" * 16, final={"seconds": 40.0})))
     one = result.agents[0]
     assert one.verdict == "PASS"
-    assert one.reason == "restarted 1×"
+    assert one.reason == "restarted 1x"
     assert (one.epochs, one.written_bytes, one.rollovers) == (2, 6 * CHUNK, 6)
     assert one.seconds == pytest.approx(52.3)
     assert (one.events_issued, one.events_stored) == (10, 10)
@@ -153,6 +153,85 @@ def test_the_last_process_without_a_final_word_is_incomplete() -> None:
     """A final word of an earlier process does not speak for the later one."""
     result = judged(agent("alecto", epoch(name="a" * 16, final={}), epoch(name="b" * 16)))
     assert result.verdict == "INCOMPLETE"
+
+
+def test_a_restart_is_in_the_sentence_and_under_the_table() -> None:
+    """A PASS with a restart is one, and nobody overlooks it."""
+    twice = agent("alecto", epoch(name="a" * 16), epoch(name="b" * 16, final={"seconds": 40.0}))
+    result = judged(twice, agent("megaera", epoch(final={})))
+    assert result.sentence == "PASS: 2 of 2 agents finished, 0.2 GB at 3.0 MB/s; alecto restarted 1x"
+    assert report.table(result).splitlines()[-3:-1] == ["alecto: restarted 1x", ""]
+    both = judged(twice, replace(twice, name="megaera"))
+    assert both.sentence.endswith("; alecto, megaera restarted")
+
+
+def test_a_crashed_process_with_a_gap_is_incomplete() -> None:
+    """It said no last number, but a number that is missing below its highest one is an event that is missing."""
+    result = judged(agent("alecto", epoch(name="a" * 16, stored=3), epoch(name="b" * 16, final={})))
+    assert result.agents[0].verdict == "INCOMPLETE"
+    assert result.agents[0].reason == "1 of 10 events are missing; restarted 1x"
+
+
+def test_a_process_that_never_wrote_does_not_spoil_the_word_of_the_one_before() -> None:
+    """It crashed while delivering: its successor had nothing to do but deliver."""
+    told_off = word(0, "final", verdict="INCOMPLETE", reason="the run is over for this agent")
+    idle = replace(epoch(name="b" * 16), start=None, final=told_off, final_seq=0, top_seq=0, stored=1, rollovers=0)
+    idle = replace(idle, rollover_bytes=0)
+    result = judged(agent("alecto", epoch(name="a" * 16, final={}), idle))
+    assert result.verdict == "PASS"
+    refused = replace(idle, final=word(0, "final", verdict="PRECONDITION", reason="no room"))
+    result = judged(agent("alecto", epoch(name="a" * 16), refused))
+    assert (result.verdict, result.agents[0].reason) == ("PRECONDITION", "no room; restarted 1x")
+
+
+def test_the_sentence_of_a_stopped_run_is_short() -> None:
+    """Who stopped as told is not listed; who has another trouble is."""
+    stopped = epoch(final={"verdict": "INCOMPLETE", "reason": "stopped by the collector after 6.8 of 60 s"})
+    stopped = replace(stopped, final=word(5, "final", **{**stopped.final.payload, "seconds": 6.9}))  # type: ignore[union-attr]
+    agents = [agent(name, stopped) for name in ("alecto", "megaera", "tisiphone")]
+    result = judged(*agents, stop_reason="interrupted by the user")
+    assert result.sentence == "INCOMPLETE: interrupted by the user after 6.9 of 60 s; 3 agents wrote 0.2 GB"
+    result = judged(*agents, agent("web1", epoch()), stop_reason="interrupted by the user")
+    assert result.sentence.endswith("after 12.3 of 60 s; 4 agents wrote 0.2 GB; lost: web1")
+
+
+def test_agents_with_the_same_reason_are_named_together_in_at_most_160_characters() -> None:
+    """Figures that differ do not make another reason, and names give way."""
+    long = "stopped by SIGTERM after {} of 60 s"
+    some = [
+        agent(f"a-rather-long-host-name-{n}", epoch(final={"verdict": "INCOMPLETE", "reason": long.format(n)}))
+        for n in range(60)
+    ]
+    sentence = judged(*some).sentence
+    assert len(sentence) <= report.SENTENCE
+    assert sentence.startswith(
+        "INCOMPLETE: 0 of 60 agents finished; stopped by SIGTERM after 0 of 60 s: a-rather-long-"
+    )
+    assert sentence.endswith(" more")
+    holes = judged(*(agent(f"w{n}", epoch(final={}, stored=n)) for n in (2, 3, 4)))
+    assert holes.sentence == "INCOMPLETE: 0 of 3 agents finished; events are missing: w2, w3, w4"
+    many = [agent(f"w{n}", epoch(final={"verdict": "INCOMPLETE", "reason": f"reason {chr(97 + n)}"})) for n in range(9)]
+    assert judged(*many).sentence.endswith("; reason c: w2; 6 agents for other reasons")
+
+
+def test_the_fleet_is_as_fast_as_its_bytes_over_its_time() -> None:
+    """From the earliest first write to the latest last one: not the sum of rates that were not there at one time."""
+    later = epoch(final={"seconds": 60.0})
+    later = replace(later, start=word(0, "start", start_collector_mono_s=8123.5 + 60))
+    result = judged(agent("alecto", epoch(final={"seconds": 60.0})), agent("megaera", later))
+    assert result.seconds == pytest.approx(120)
+    fleet = report.summary(result)["fleet"]
+    assert fleet["throughput_bytes_per_second"] == pytest.approx(6 * CHUNK / 120)
+
+
+def test_liveness_is_in_the_summary() -> None:
+    """Each change of health with its instant and the silence before it."""
+    changes = (Transition(1, 1.79e9, "late", 10.5), Transition(1, 1.79e9 + 2, "recovered", 12.3456))
+    result = judged(agent("alecto", epoch(final={}), liveness=changes))
+    assert report.summary(result)["agents"][0]["liveness"] == [
+        {"at": "2026-09-21T14:13:20.000Z", "health": "late", "silent_seconds": 10.5},
+        {"at": "2026-09-21T14:13:22.000Z", "health": "recovered", "silent_seconds": 12.346},
+    ]
 
 
 def test_percentiles_of_the_fleet_come_from_merged_histograms() -> None:

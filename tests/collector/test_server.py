@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import random
 import signal
 import socket
@@ -12,16 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
 from fury_collector.db import Database
 from fury_collector.server import listen
 
-from .conftest import NAMES, ROOT, RUN, Process, event, life, plan
+from .conftest import EPOCH, NAMES, ROOT, RUN, Process, event, life, plan
 
 Serve = Callable[..., Process]
 
@@ -115,52 +116,150 @@ def test_an_answer_is_not_held_back_by_nagle() -> None:
     listener.close()
 
 
-def test_whatever_was_acknowledged_before_kill_9_is_there_afterwards(serve: Serve, tmp_path: Path) -> None:
-    """Five times in mid-ingest: acknowledged ⊆ stored ⊆ sent, and the retries are stored once."""
+NURSERY = """
+import json, os, sys
+import fury_collector.server
+from fury_collector.__main__ import main
+output = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv = ["fury_collector", *json.loads(line)]
+        main()
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+class Nursery:
+    """Starts collectors by forking one that has loaded everything: a start costs what a start does, not Python's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.output = directory / "nursery.txt"
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", NURSERY, str(self.output)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def start(self, *arguments: object) -> int:
+        """The pid of a new collector."""
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self.popen.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
+        self.popen.stdin.flush()
+        return int(self.popen.stdout.readline())
+
+    def end(self, pid: int, number: signal.Signals) -> int:
+        """Send the collector a signal and wait for its end: the wait status."""
+        assert self.popen.stdout is not None
+        os.kill(pid, number)
+        return int(self.popen.stdout.readline())
+
+    def close(self) -> None:
+        self.popen.kill()  # whatever it started has been ended
+        self.popen.communicate()
+
+
+class Sender(threading.Thread):
+    """An agent that pushes ten rollovers at a time until it is told to stop, each until it is acknowledged."""
+
+    def __init__(self, name: str, port: int) -> None:
+        super().__init__(daemon=True)
+        self.agent, self.port = name, port
+        self.stopped = threading.Event()
+        self.acknowledged = self.sent = 0
+        self.broken: list[str] = []
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        while not self.stopped.is_set():
+            words = [event(seq, "rollover") for seq in range(self.acknowledged, self.acknowledged + 10)]
+            self.sent = self.acknowledged + 10
+            body = json.dumps({"v": 1, "epoch": EPOCH, "events": words})
+            path = f"/api/v1/runs/{RUN}/agents/{self.agent}/events"
+            try:
+                connection.request("POST", path, body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                answer = json.loads(response.read())
+            except (OSError, http.client.HTTPException, ValueError):
+                connection.close()
+                time.sleep(0.005)
+                continue
+            if response.status != 200 or answer["stored"] + answer["duplicates"] != 10:
+                self.broken.append(f"{response.status} {answer}")
+                return
+            self.acknowledged += 10
+        connection.close()
+
+
+def test_whatever_was_acknowledged_before_kill_9_is_there_afterwards(tmp_path: Path) -> None:
+    """Fifty times in mid-commit, at once again on the same port: acknowledged ⊆ stored ⊆ sent, nothing twice."""
     chance = random.Random(20261124)
-    acknowledged: dict[str, set[int]] = {name: set() for name in NAMES}
-    sent: dict[str, int] = dict.fromkeys(NAMES, 0)
-    document = plan()
-    for round_ in range(5):
-        collector = serve(document, "--stay")
+    (tmp_path / "plan.json").write_text(json.dumps(plan()))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ("serve", "--plan", tmp_path / "plan.json", "--database", tmp_path / "fury.db", "--port", port, "--stay")
+    nursery = Nursery(tmp_path)
+    senders = [Sender(name, port) for name in NAMES]
+    try:
+        for sender in senders:
+            sender.start()
+        for kill in range(50):
+            pid = nursery.start(*command)
+            before = [sender.acknowledged for sender in senders]
+            deadline = time.monotonic() + 20
+            while any(sender.acknowledged == was for sender, was in zip(senders, before)):
+                assert not any(sender.broken for sender in senders), [sender.broken for sender in senders]
+                assert time.monotonic() < deadline, f"nothing got through before kill {kill}\n" + _tail(nursery.output)
+                time.sleep(0.002)
+            time.sleep(chance.random() * 0.03)
+            assert nursery.end(pid, signal.SIGKILL) == signal.SIGKILL
+        for sender in senders:
+            sender.stopped.set()
+            sender.join(30)
+        database = Database(tmp_path / "fury.db", create=False)
+        stored: dict[str, list[int]] = {name: [] for name in NAMES}
+        for row in database.rollovers(database.read_run(RUN).id):
+            stored[row["agent"]].append(row["seq"])
+        database.close()
+        for sender in senders:
+            seqs = stored[sender.agent]
+            assert len(set(seqs)) == len(seqs)
+            assert set(range(sender.acknowledged)) <= set(seqs) <= set(range(sender.sent))
+        pid = nursery.start(*command)
+        last = Process.__new__(Process)
+        last.run_id, last.port, last._connection = RUN, port, None
+        for sender in senders:
+            words = [event(seq, "rollover") for seq in range(sender.acknowledged, sender.acknowledged + 10)]
+            final = event(sender.acknowledged + 10, "final", rollovers=sender.acknowledged + 10)
+            assert _patiently(lambda s=sender, w=[*words, final]: last.push(s.agent, *w))[1]["receipt"] is True  # type: ignore[misc]
+        assert nursery.end(pid, signal.SIGTERM) == 0
+    finally:
+        for sender in senders:
+            sender.stopped.set()
+        nursery.close()
+    assert "Traceback" not in nursery.output.read_text()
 
-        def push(name: str, port: int) -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-            first = max(acknowledged[name], default=-1) + 1
-            while True:
-                words = [event(seq, "rollover") for seq in range(first, first + 10)]
-                sent[name] = max(sent[name], first + 10)
-                body = json.dumps({"v": 1, "epoch": "0" * 16, "events": words})
-                try:
-                    connection.request(
-                        "POST", f"/api/v1/runs/{RUN}/agents/{name}/events", body, {"Content-Type": "application/json"}
-                    )
-                    response = connection.getresponse()
-                    answer = json.loads(response.read())
-                except (OSError, http.client.HTTPException, ValueError):
-                    return
-                assert response.status == 200, answer
-                assert answer["stored"] + answer["duplicates"] == 10
-                acknowledged[name] |= set(range(first, first + 10))
-                first += 10
 
-        threads = [threading.Thread(target=push, args=(name, collector.port)) for name in NAMES]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.3 + chance.random() / 2)
-        collector.kill()
-        for thread in threads:
-            thread.join(20)
-        assert all(acknowledged[name] for name in NAMES), f"nothing was stored in round {round_}"
-    database = Database(tmp_path / "fury.db", create=False)
-    stored: dict[str, list[int]] = {name: [] for name in NAMES}
-    for row in database.rollovers(database.read_run(RUN).id):
-        stored[row["agent"]].append(row["seq"])
-    database.close()
-    for name in NAMES:
-        assert len(set(stored[name])) == len(stored[name])
-        assert acknowledged[name] <= set(stored[name])
-        assert set(stored[name]) <= set(range(sent[name]))
+def _tail(path: Path) -> str:
+    return path.read_text()[-2000:]
+
+
+def _patiently(ask: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
+    """The answer of a collector that is just starting."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return ask()
+        except (OSError, http.client.HTTPException):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def test_the_start_instant_survives_kill_9(serve: Serve) -> None:
@@ -267,3 +366,126 @@ def test_descriptors_do_not_grow_with_connections(serve: Serve) -> None:
     for seq in range(20, 320):
         assert one(seq)["stored"] == 1
     assert descriptors() <= before + 3
+
+
+def test_a_collector_with_64_descriptors_answers_10_000_messages(serve: Serve, tmp_path: Path) -> None:
+    """A hundred clients that keep their connections, ten messages a push: the idle ones are shut for those that push."""
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    collector = serve(plan(), "--stay", before=few)
+    answered: list[bytes] = []
+    most: list[int] = []
+
+    path = f"/api/v1/runs/{RUN}/agents/alecto/events"
+
+    def client(number: int) -> None:
+        kept: list[Optional[socket.socket]] = [None] * 10
+        for push in range(100):
+            first = number * 1000 + push * 10
+            words = [event(seq, "heartbeat") for seq in range(first, first + 10)]
+            body = json.dumps({"v": 1, "epoch": EPOCH, "events": words})
+            request = (
+                f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n{body}"
+            ).encode()
+            for _ in range(50):
+                one = kept[push % 10] or socket.create_connection(("127.0.0.1", collector.port), timeout=30)
+                kept[push % 10] = one
+                answer = b""
+                with contextlib.suppress(OSError):
+                    one.sendall(request)
+                    while not answer.endswith(b"}") and (part := one.recv(1000)):
+                        answer += part
+                if answer:
+                    answered.append(answer[:15])
+                    break
+                one.close()  # shut for another one: an agent sends again
+                kept[push % 10] = None
+        for left in kept:
+            if left is not None:
+                left.close()
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        most.append(len(list(Path(f"/proc/{collector.popen.pid}/fd").iterdir())))
+        time.sleep(0.2)
+    assert answered == [b"HTTP/1.1 200 OK"] * 1_000
+    assert max(most) < 64
+    assert _patiently(lambda: collector.request("GET", "/healthz"))[0] == 200
+    assert collector.end() == 0
+    database = Database(tmp_path / "fury.db", create=False)
+    assert database.read_run(RUN).agents[0].epochs[0].stored == 10_000
+    database.close()
+    told = collector.output.read_text()
+    assert "Traceback" not in told
+    assert "Too many open files" not in told
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB; ask for it before `serve`, whose collectors have to be gone before it can be."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    where = tmp_path / "small"
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "fury-test", str(where)], check=True)
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def test_a_full_disk_under_the_database_costs_nothing_but_time(small_disk: Path, serve: Serve) -> None:
+    """Senders are told to come again, the collector lives, and with room again it takes everything, once."""
+    collector = serve(plan(), "--stay", "--database", str(small_disk / "fury.db"))
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(1_000_000))
+    big = [[event(seq, "error", message="x" * 4000) for seq in range(n, n + 20)] for n in range(0, 400, 20)]
+    taken = 0
+    while (status := collector.push("alecto", *big[taken])[0]) == 200:
+        taken += 1
+        assert taken < len(big), "2 MB took it all"
+    assert status == 503
+    connection = http.client.HTTPConnection("127.0.0.1", collector.port, timeout=30)
+    body = json.dumps({"v": 1, "epoch": EPOCH, "events": big[taken]})
+    path = f"/api/v1/runs/{RUN}/agents/alecto/events"
+    for _ in range(3):
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == "1"
+        assert "disk is full" in json.loads(answer.read())["error"]
+        time.sleep(0.6)
+    assert collector.request("GET", "/healthz")[0] == 200
+    _, state = collector.request("GET", f"/api/v1/runs/{RUN}")
+    assert any("pushes are refused for now" in message["text"] for message in state["messages"])
+    ballast.unlink()
+    for events in big[taken : taken + 5]:
+        assert collector.push("alecto", *events) == (
+            200,
+            {"stored": 20, "duplicates": 0, "receipt": False, "command": None},
+        )
+    connection.close()
+    assert collector.end() == 0
+    assert "Traceback" not in collector.output.read_text()
+    database = Database(small_disk / "fury.db", create=False)
+    run = database.read_run(RUN)
+    database.close()
+    assert run.agents[0].epochs[0].stored == 20 * (taken + 5)
+    assert [message.n for message in run.messages] == list(range(run.next_message))
+    assert any("pushes are refused for now" in message.text for message in run.messages)
+
+
+def test_a_damaged_database_is_refused_before_anything_is_served(tmp_path: Path) -> None:
+    """One sentence with its name, exit code 3, and the file stays as it is."""
+    (tmp_path / "plan.json").write_text(json.dumps(plan()))
+    path = tmp_path / "fury.db"
+    Database(path).close()
+    raw = path.read_bytes()
+    path.write_bytes(raw[:8192] + b"\xff" * 4096 + raw[12288:])
+    command = [sys.executable, "-m", "fury_collector", "serve", "--plan", str(tmp_path / "plan.json"), "--port", "0"]
+    result = subprocess.run(
+        [*command, "--database", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode == 3
+    assert f"{path} is damaged" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
