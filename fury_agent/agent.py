@@ -57,7 +57,7 @@ _ANOTHER_LIVES = re.compile(r"\banother\b.*\b(live|alive|process|epoch)\b")
 _TEXT_MOST = 4000  # of a message or reason, by the collector's table
 _ASK_S = 0.1
 _UNREACHABLE_S = 1.0
-_SIGNALLED_S = 8.0  # systemd and the supervisor kill what lives 10 s and more after their SIGTERM
+_SIGNALLED_S = 5.0  # systemd and the supervisor kill what lives 10 s and more after their SIGTERM
 _JOURNAL_OPEN_S = 30.0  # a full one is read once from end to end
 _JOURNAL_CLOSE_S = 5.0
 _QUIET_LINE_S = 10.0
@@ -684,7 +684,8 @@ class _Agent:
         now = time.monotonic()
         deadline_s = now + (_UNREACHABLE_S if self.collector_unreachable else config.drain_seconds)
         if self.signalled:  # what is not delivered by then is in the journal
-            deadline_s = min(deadline_s, max(now + _UNREACHABLE_S, self.stopped_s + _SIGNALLED_S))
+            patience_s = _UNREACHABLE_S if progress.started_s is None else _SIGNALLED_S
+            deadline_s = min(deadline_s, max(now + _UNREACHABLE_S, self.stopped_s + patience_s))
         told_s = time.monotonic() + 2.0
         while not sender.join(0.1) and time.monotonic() < deadline_s and not self.hurry:
             if time.monotonic() >= told_s:
