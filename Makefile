@@ -28,8 +28,8 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.controller
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
 
-run: setup ## three agents on this machine: 20 MB chunks, 1 minute
-	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook run.yml -e chunk_mb=$(CHUNK_MB) -e minutes=$(MINUTES)
+run: setup ## three agents on this machine: 20 MB chunks, 1 minute; more with ARGS="-e …"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook run.yml -e chunk_mb=$(CHUNK_MB) -e minutes=$(MINUTES) $(ARGS)
 
 teardown: setup ## take everything of Fury off the hosts of the inventory
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-playbook teardown.yml

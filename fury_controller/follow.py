@@ -18,7 +18,7 @@ STOPPING_S = 30.0  # how long a stopped run may take to deliver what it has
 
 @dataclass(frozen=True)
 class Outcome:
-    """How following ended. state: the run's last known state, or ``unreachable``; reason: a sentence or None."""
+    """How following ended. state: the run's last known state, ``overdue`` or ``unreachable``; reason: a sentence or None."""
 
     state: str
     reason: str | None
@@ -51,9 +51,9 @@ def progress(state: Mapping[str, Any]) -> str:
         f"{elapsed:3.0f} of {total:.0f} s",
         f"{fleet['bytes_per_second'] / 1e6:8.1f} MB/s",
         f"{fleet['rollovers']} rollovers",
-        f"{health['green'] + health['finished']} green",
+        f"{health['green']} green",
     ]
-    parts += [f"{health[sign]} {sign}" for sign in ("late", "suspect", "lost") if health[sign]]
+    parts += [f"{health[sign]} {sign}" for sign in ("late", "suspect", "lost", "finished") if health[sign]]
     return " | ".join(parts)
 
 
@@ -79,7 +79,7 @@ class Follower:
         self._say, self._show, self._interrupted = say, show, interrupted
         self._clock, self._sleep = clock, sleep
         self._seen_messages = -1
-        self._shown_at = float("-inf")
+        self._shown_at = clock()  # the first plain line after a while: short waits need none
         self._told: set[str] = set()
 
     def follow(self, *, arming_s: float, running_s: float) -> Outcome:
@@ -121,8 +121,7 @@ class Follower:
                     return self._gone(
                         last, f"the collector had not answered for {now - heard:.0f} s when the run was over"
                     )
-                self.post("stop", reason="the run's time is over")
-                return self._gone(last, "the run's time was over before every agent had delivered everything")
+                return self._overdue(last)
             self._sleep(POLL_S)
 
     def post(self, action: str, **body: str) -> None:
@@ -143,11 +142,19 @@ class Follower:
                 "without it and keep their events until the end",
             )
 
+    def _overdue(self, last: dict[str, Any] | None) -> Outcome:
+        """Every agent has ended by itself by now; what some could not deliver in their time is with them."""
+        agents = list(last["agents"]) if last else []
+        waiting = [agent["name"] for agent in agents if not agent["receipt"]]
+        self._say(f"drained: what {names(waiting)} could not deliver in time is fetched from the hosts")
+        return Outcome("overdue", None, agents, last["start_skew_s"] if last else None)
+
     @staticmethod
     def _gone(last: Mapping[str, Any] | None, reason: str) -> Outcome:
         return Outcome(
             "unreachable",
-            f"{reason}; fury_collector_address names an address that this controller and all hosts reach",
+            f"{reason}; if it runs, fury_collector_address has to name an address at which this controller and all hosts "
+            "reach it, if it has ended, collector.log in the results says why",
             list(last["agents"]) if last else [],
             last["start_skew_s"] if last else None,
         )
@@ -163,6 +170,8 @@ class Follower:
             armed = len(state["agents"]) - len(state["missing"])
             self._once("armed", f"armed: {armed} of {state['fleet']['agents_expected']} agents are ready")
         if state["state"] in ("running", "draining", "finished") and state["start_skew_s"] is not None:
+            if "started" not in self._told:
+                self._shown_at = float("-inf")
             self._once("started", f"started: all agents within {state['start_skew_s'] * 1000:.1f} ms")
         for message in state["messages"]:
             if message["n"] > self._seen_messages:
@@ -175,11 +184,19 @@ class Follower:
             elif self._clock() - self._shown_at >= PLAIN_LINE_EVERY_S:
                 self._shown_at = self._clock()
                 self._say(progress(state))
-        elif state["state"] == "arming" and self._show is not None:
-            self._show(f"arming: waiting for {names(state['missing'])}")
+        elif state["state"] == "arming":
+            waiting = f"arming: waiting for {names(state['missing'])}"
+            if self._show is not None:
+                self._show(waiting)
+            elif self._clock() - self._shown_at >= PLAIN_LINE_EVERY_S:
+                self._shown_at = self._clock()
+                self._say(waiting)
         elif state["state"] == "finished":
             received = sum(agent["receipt"] for agent in state["agents"])
-            self._once("drained", f"drained: every event of {received} of {len(state['agents'])} agents is stored")
+            rest = "" if received == len(state["agents"]) else "; what the others have is fetched from their hosts"
+            self._once(
+                "drained", f"drained: every event of {received} of {len(state['agents'])} agents is stored{rest}"
+            )
         elif state["state"] == "aborted":
             self._once("aborted", f"not started: {state['reason']}")
 

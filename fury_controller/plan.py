@@ -63,16 +63,24 @@ def make_plan(
             f"inventory: the group fury_collector has {len(collectors)} hosts ({', '.join(collectors)}), one is allowed; keep one"
         )
     run = _run_parameters(hostvars[agents[0]], problems)
+    for parameter in RUN_PARAMETERS:
+        values = {str(hostvars[name].get(parameter)) for name in agents}
+        if len(values) > 1:
+            problems.append(
+                f"{parameter}: {', '.join(sorted(values))} are given for different agents, but it holds for the whole run; "
+                "give it once, in [all:vars] or with -e"
+            )
     collector = _collector(agents, hostvars, collectors, run, problems)
     run_id = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     planned: dict[str, dict[str, Any]] = {}
     for name in agents:
-        agent = _agent(name, hostvars[name], run_id=run_id, run=run, collector=collector, problems=problems)
+        agent = _agent(name, hostvars[name], extra_vars, run_id=run_id, run=run, collector=collector, problems=problems)
         if agent is not None:
             planned[name] = agent
     problems += _collisions(planned, hostvars)
     if problems:
-        raise BadInput(list(dict.fromkeys(problems)))
+        raise BadInput(_grouped(problems))
+    _add_up_space(planned)
     longest = max(agent["config"]["seconds"] for agent in planned.values())
     drain = max(agent["config"]["drain_seconds"] for agent in planned.values())
     results = Path(run["fury_results"] or repo / "results")
@@ -102,6 +110,30 @@ def make_plan(
     }
 
 
+def _grouped(problems: Sequence[str]) -> list[str]:
+    """Each problem once; what is wrong with many agents in the same way is one sentence that names the first of them."""
+    hosts: dict[str, list[str]] = {}
+    for problem in problems:
+        sentence, _, host = problem.partition(" (inventory, ")
+        hosts.setdefault(sentence, []).extend([host.rstrip(")")] if host else [])
+    said = []
+    for sentence, of in hosts.items():
+        many = f" and {len(of) - 1} more" if len(of) > 1 else ""
+        said.append(f"{sentence} (inventory, {of[0]}{many})" if of else sentence)
+    return said
+
+
+def _add_up_space(planned: Mapping[str, dict[str, Any]]) -> None:
+    """Agents that share a directory of a host need room for all their rings; each is asked to find room for all of them."""
+    rings: dict[tuple[str, str], int] = {}
+    for agent in planned.values():
+        where = (agent["host"], agent["config"]["directory"])
+        rings[where] = rings.get(where, 0) + agent["ring_bytes"]
+    for agent in planned.values():
+        floor = agent["config"]["free_floor_mb"] * 10**6
+        agent["need_bytes"] = rings[agent["host"], agent["config"]["directory"]] + floor
+
+
 def _misspelt_extra_vars(extra_vars: Mapping[str, Any]) -> list[str]:
     """A sentence for each extra-var that Fury does not know: a typo there would silently run something else."""
     known = [*AGENT_PARAMETERS, *RUN_PARAMETERS]
@@ -112,14 +144,14 @@ def _misspelt_extra_vars(extra_vars: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _misspelt_host_vars(host: str, variables: Mapping[str, Any]) -> list[str]:
+def _misspelt_host_vars(host: str, variables: Mapping[str, Any], extra_vars: Mapping[str, Any]) -> list[str]:
     """A sentence for each inventory variable that looks like one of ours with a typo; inventories hold much else."""
     known = [*AGENT_PARAMETERS, *RUN_PARAMETERS]
     problems = []
     for name in variables:
-        if name in known or name.startswith(("ansible_", "__")):
+        if name in known or name in extra_vars or name.startswith(("ansible_", "__")):
             continue
-        if difflib.get_close_matches(name, known, n=1, cutoff=0.88) or (
+        if difflib.get_close_matches(name, known, n=1, cutoff=0.85) or (
             name.startswith("fury_") and not _role_variable(name)
         ):
             problems.append(f"{name} (inventory, {host}) is not a parameter of Fury{_did_you_mean(name, known)}")
@@ -167,6 +199,10 @@ def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[s
             "(for example -e fury_collector_address=10.0.0.1)"
         )
         run["fury_collector_address"] = ""
+    elif address and not _resolves(str(address)):
+        problems.append(
+            f"fury_collector_address: {address} can't be resolved on this controller; name one that it and all hosts know"
+        )
     return run
 
 
@@ -179,6 +215,23 @@ def _is_address(text: str) -> bool:
             0 < len(label) <= 63 and label.isascii() and label.replace("-", "").isalnum() for label in labels
         )
     return True
+
+
+def _resolves(address: str) -> bool:
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:
+        return False
+    return True
+
+
+def _is_own(address: str) -> bool:
+    """True for an IP address of this machine."""
+    try:
+        with socket.create_server((address, 0)):
+            return True
+    except OSError:
+        return False
 
 
 def is_local(variables: Mapping[str, Any]) -> bool:
@@ -214,7 +267,7 @@ def _collector(
         else:
             addresses[name] = str(hostvars[host].get("ansible_host") or host)
     found = sorted(set(addresses.values()))
-    listen = found[0] if on_controller and not asked and len(found) == 1 else "0.0.0.0"
+    listen = found[0] if on_controller and len(found) == 1 and _is_own(found[0]) else "0.0.0.0"
     own = listen if on_controller and listen != "0.0.0.0" else "127.0.0.1" if on_controller else found[0]
     return {
         "host": host,
@@ -249,21 +302,26 @@ def _own_address_towards(target: str, name: str, problems: list[str]) -> str:
 def _agent(
     name: str,
     variables: Mapping[str, Any],
+    extra_vars: Mapping[str, Any],
     *,
     run_id: str,
     run: Mapping[str, Any],
     collector: Mapping[str, Any],
     problems: list[str],
 ) -> dict[str, Any] | None:
-    problems += _misspelt_host_vars(name, variables)
+    problems += _misspelt_host_vars(name, variables, extra_vars)
     values = {key: variables[key] for key in AGENT_PARAMETERS if variables.get(key) is not None}
+    for given, other in (("seconds", "minutes"), ("minutes", "seconds")):
+        if given in extra_vars and other not in extra_vars:
+            values.pop(other, None)  # -e wins over the inventory, whichever unit that has
     values.setdefault("directory", DEFAULT_DIRECTORY)
     wrong = len(problems)
     for key, value in [("name", name), *values.items()]:
         try:
             check_field(key, value, hint=hint_extra_var)
         except FuryError as error:
-            problems.append(str(error) if key != "name" else f"{error} in the inventory")
+            sentence = str(error).partition(" (for example")[0] if key == "name" else str(error)
+            problems.append(sentence if key in extra_vars else f"{sentence} (inventory, {name})")
     if len(problems) > wrong:
         return None
     try:
@@ -278,13 +336,13 @@ def _agent(
             hint=hint_extra_var,
         )
     except FuryError as error:
-        problems.append(str(error))
+        problems.append(f"{error} (inventory, {name})")
         return None
     defaults = {field.name: getattr(config, field.name) for field in FIELDS if hasattr(config, field.name)}
     return {
         "host": _host(name, variables),
         "config": {key: value for key, value in defaults.items() if value is not None},
-        "need_bytes": config.keep * config.chunk_bytes + config.free_floor_bytes + BLOCK_UNIT,
+        "ring_bytes": config.keep * config.chunk_bytes + BLOCK_UNIT,
     }
 
 

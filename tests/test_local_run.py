@@ -154,18 +154,31 @@ def test_check_mode_looks_and_touches_nothing(here: Here) -> None:
     assert not (here.directory / "results").exists()
 
 
-def test_ctrl_c_stops_gathers_and_cleans(here: Here) -> None:
-    """The run is INCOMPLETE, its results are there, and nothing is left."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_gathers_and_cleans(here: Here, number: signal.Signals) -> None:
+    """The run is INCOMPLETE, its results are there, and nothing is left; SIGTERM does the same."""
     process = here.start("run.yml", "-e", "seconds=300")
     here.output_until(r"^started: ")
     time.sleep(2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(60) != 0
     output = (here.directory / "output").read_text()
     assert output.splitlines()[-1].startswith("INCOMPLETE: "), output
     assert "interrupted by the user" in output
     assert "Traceback" not in output
     assert here.summary()["fleet"]["written_bytes"] > 0
+    assert here.left() == []
+
+
+def test_a_reader_that_goes_away_does_not_hold_the_run_up(here: Here) -> None:
+    """`… | head -1` gets its line, and the hosts are cleaned all the same."""
+    argv = here.argv("run.yml", "-e", "seconds=3")
+    process = subprocess.Popen(argv, cwd=REPO, env=here.environment(), stdout=subprocess.PIPE, text=True)
+    here.started.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("run ")
+    process.stdout.close()
+    assert process.wait(60) == 0
     assert here.left() == []
 
 

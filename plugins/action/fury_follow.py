@@ -30,8 +30,11 @@ class ActionModule(ActionBase):
             self._display.display(("\r\x1b[K" if line_open else "") + line)
             line_open = False
 
+        columns = int(os.environ.get("FURY_COLUMNS", "80"))
+
         def show(line: str) -> None:
             nonlocal line_open
+            line = line[: columns - 1]  # a line that wraps can't be replaced
             self._display.display("\r\x1b[K" + line, newline=False, screen_only=True)
             line_open = True
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -69,11 +70,12 @@ class ActionModule(ActionBase):
         note = results / ".hosts.json"
         try:
             note.write_text(json.dumps(cleanup))
-            failure = self._collector("export", results, "--output", str(results), "--hosts", str(note))
-            note.unlink()
+            return self._collector("export", results, "--output", str(results), "--hosts", str(note))
         except OSError as error:
             return f"{results} cannot be written to: {error.strerror}"
-        return failure
+        finally:
+            with contextlib.suppress(OSError):
+                note.unlink()
 
     @staticmethod
     def _journals(results: Path, agents: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ type: stdout
 short_description: Fury's words and nothing else; with -v Ansible's default output
 description:
   - Tasks that go well print nothing; Fury's actions speak for themselves. What fails is one sentence for each host.
-  - The first Ctrl-C asks the run to stop, be gathered and be cleaned up. The second one leaves at once; the hosts then
+  - The first Ctrl-C or SIGTERM asks the run to stop, be gathered and be cleaned up. The second one leaves at once; the hosts then
     clean themselves when their lease is over.
 extends_documentation_fragment:
   - default_callback
@@ -22,14 +22,16 @@ import shutil  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from types import FrameType  # noqa: E402
 from typing import Any  # noqa: E402
 
 from ansible import constants as C  # noqa: E402
+from ansible import context  # noqa: E402
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback  # noqa: E402
 
-QUIET = ("v2_playbook_on_play_start", "v2_playbook_on_task_start", "v2_runner_on_ok", "v2_runner_on_skipped",
-         "v2_runner_item_on_ok", "v2_runner_item_on_skipped", "v2_runner_retry", "v2_playbook_on_stats",
+QUIET = ("v2_playbook_on_task_start", "v2_runner_on_ok", "v2_runner_on_skipped",
+         "v2_runner_item_on_ok", "v2_runner_item_on_skipped", "v2_runner_retry",
          "v2_playbook_on_include", "v2_on_file_diff", "v2_playbook_on_handler_task_start",
          "v2_playbook_on_cleanup_task_start")  # fmt: skip
 
@@ -40,6 +42,35 @@ def _quiet(name: str) -> Any:
             getattr(super(CallbackModule, self), name)(*args, **kwargs)
 
     return method
+
+
+class _Lasting:
+    """A stream that goes on into nothing when its reader is gone: hosts are to be cleaned even if nobody reads of it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._outliving():
+            self._stream.write(text)
+            self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        with self._outliving():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _outliving(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _is_rescued(task: Any) -> bool:
@@ -62,23 +93,50 @@ class CallbackModule(DefaultCallback):
     for _name in QUIET:
         locals()[_name] = _quiet(_name)
 
+    _in_preflight = False
+    _failed_early = False
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        self._in_preflight = play.get_name() == "Look at the hosts"
+        if self._display.verbosity:
+            super().v2_playbook_on_play_start(play)
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        if self._failed_early:
+            self._display.display("PRECONDITION: nothing was changed on any host", color=C.COLOR_ERROR)
+        elif context.CLIARGS.get("check") and not stats.failures and not stats.dark:
+            self._display.display("check: every host can do this; nothing was changed")
+        if self._display.verbosity:
+            super().v2_playbook_on_stats(stats)
+
     def v2_playbook_on_start(self, playbook: Any) -> None:
         super().v2_playbook_on_start(playbook)
+        sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
         self._stop_directory = tempfile.mkdtemp(prefix="fury-")
         stop_file = os.path.join(self._stop_directory, "stop")
         # Workers inherit these; fury_follow reads them there.
         os.environ["FURY_STOP_FILE"] = stop_file
         os.environ["FURY_TERMINAL"] = "1" if sys.stdout.isatty() and not self._display.verbosity else "0"
-        leave_at_once = signal.getsignal(signal.SIGINT)
+        os.environ["FURY_COLUMNS"] = str(shutil.get_terminal_size().columns)
+        leave_at_once = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(signum: int, frame: FrameType | None) -> None:
-            signal.signal(signal.SIGINT, leave_at_once)
+            signal.signal(signal.SIGINT, leave)
+            signal.signal(signal.SIGTERM, leave)
             with open(stop_file, "w", encoding="ascii"):
                 pass
-            os.write(2, b"\nCtrl-C: the run is being stopped and cleaned up. Once more to leave at once; "
-                        b"hosts then clean themselves when their lease is over.\n")  # fmt: skip
+            os.write(2, b"\nthe run is being stopped and cleaned up; once more to leave at once\n")
+
+        def leave(signum: int, frame: FrameType | None) -> None:
+            os.write(2, b"\nleaving at once: each host cleans itself when its lease is over; "
+                        b"at once with: ansible-playbook teardown.yml\n")  # fmt: skip
+            handler = leave_at_once[signal.Signals(signum)]
+            signal.signal(signum, handler)
+            if callable(handler):
+                handler(signum, frame)
 
         signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
         main_process = os.getpid()
 
         import atexit
@@ -107,6 +165,7 @@ class CallbackModule(DefaultCallback):
         with contextlib.suppress(Exception):  # warnings must not hide the failure itself
             self._handle_warnings(result.result)
         message = result.result.get("msg") or result.result.get("module_stderr") or "failed without a word; try -v"
+        self._failed_early |= self._in_preflight
         where = "" if result.task.run_once else f"{result.host.get_name()}: "
         self._display.display(f"error: {where}{str(message).strip()}", color=C.COLOR_ERROR, stderr=True)
 
@@ -119,10 +178,12 @@ class CallbackModule(DefaultCallback):
             return
         if result.task.ignore_unreachable:  # the play goes on without this host and tells of it itself
             return
+        self._failed_early |= self._in_preflight
         name = result.host.get_name()
+        target = result.host.vars.get("ansible_host", name)
         self._display.display(
             f"error: {name} is unreachable: {str(result.result.get('msg', '')).strip()}; "
-            f"make `ssh {name}` work, or leave it out with --limit '!{name}'",
+            f"make `ssh {target}` work, or leave it out with --limit '!{name}'",
             color=C.COLOR_UNREACHABLE,
             stderr=True,
         )

@@ -25,7 +25,7 @@ def filled(values: List[float]) -> Histogram:
 @given(st.lists(LATENCIES, min_size=1, max_size=200), st.floats(min_value=0, max_value=1))
 def test_every_percentile_is_within_one_percent_of_the_true_one(values: List[float], quantile: float) -> None:
     """The promise of DDSketch: relative error of at most 1 % against the sorted values."""
-    true = sorted(values)[math.floor(quantile * (len(values) - 1))]
+    true = sorted(values)[max(1, math.ceil(quantile * len(values))) - 1]
     estimate = filled(values).percentile(quantile)
     assert estimate is not None
     assert abs(estimate - true) <= RELATIVE_ERROR * true * (1 + 1e-9)
@@ -70,6 +70,13 @@ def test_its_form_is_the_contracts() -> None:
 def test_an_empty_one_has_no_percentiles() -> None:
     """Nothing measured is null, not zero."""
     assert Histogram().summary() == {"p50": None, "p95": None, "p99": None, "p999": None, "max": None}
+
+
+def test_a_percentile_is_the_smallest_value_with_at_least_that_share_at_or_below() -> None:
+    """The nearest rank: of 110 values p99.9 is the greatest, of 4 the median is the second."""
+    assert filled([0.001] * 109 + [0.5]).percentile(0.999) == 0.5
+    assert filled([0.001, 0.002, 0.003, 0.004]).percentile(0.5) == pytest.approx(0.002, rel=0.01)
+    assert filled([0.0, 0.0, 0.003]).percentile(0.67) == 0.003
 
 
 def test_a_clock_that_jumped_back_counts_as_zero() -> None:

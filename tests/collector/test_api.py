@@ -233,7 +233,7 @@ def test_the_state_has_the_contracts_keys(collector: Collector) -> None:
     state = collector.state()
     assert set(state) >= {
         *("run_id", "state", "reason", "elapsed_s", "total_s", "start_skew_s"),
-        *("fleet", "health", "missing", "agents", "messages"),
+        *("fleet", "health", "writing", "missing", "agents", "messages"),
     }
     assert set(state["fleet"]) == {"agents_expected", "written_bytes", "bytes_per_second", "rollovers"}
     assert set(state["health"]) == {"waiting", "green", "late", "suspect", "lost", "finished"}
@@ -269,6 +269,7 @@ def test_the_metrics_are_exactly_those_of_the_contract(collector: Collector) -> 
     assert {name for name in names if not name.startswith("process_")} == {
         "fury_collector_agents",
         "fury_collector_run_info",
+        "fury_collector_run_state",
         "fury_collector_pushes_total",
         "fury_collector_events_stored_total",
         "fury_collector_events_duplicate_total",
@@ -279,8 +280,15 @@ def test_the_metrics_are_exactly_those_of_the_contract(collector: Collector) -> 
     assert "process_open_fds" in names
     assert "_created" not in text
     assert [line for line in text.splitlines() if RUN in line] == [
-        f'fury_collector_run_info{{run_id="{RUN}",state="running"}} 1.0'
+        f'fury_collector_run_info{{run_id="{RUN}"}} 1.0'
     ]
+    assert [line for line in text.splitlines() if line.startswith("fury_collector_run_state")] == [
+        f'fury_collector_run_state{{state="{state}"}} {float(state == "running")}'
+        for state in ("arming", "starting", "running", "draining", "finished", "aborted")
+    ]
+    [told] = [line for line in text.splitlines() if line.startswith("# HELP fury_collector_start_skew_seconds")]
+    assert "at most" in told
+    assert "uncertainty" in told
     assert 'fury_collector_agents{health="green"} 3.0' in text
     assert "fury_collector_events_stored_total 3.0" in text
     assert float(text.split("\nfury_collector_start_skew_seconds ")[1].split()[0]) == pytest.approx(0.0004)
@@ -313,3 +321,33 @@ def test_written_bytes_and_rates_come_from_the_heartbeats(collector: Collector) 
     assert fleet["bytes_per_second"] == pytest.approx(3 * CHUNK)
     assert fleet["written_bytes"] == 3 * 2 * CHUNK
     assert GAMMA > 1
+
+
+def test_a_host_that_hides_its_cpu_and_memory_is_told_as_null(collector: Collector) -> None:
+    """The three figures of the host may be null in a sample, no other may, and a repetition is still a duplicate."""
+    hidden = dict.fromkeys(("host_cpu_ratio", "host_memory_used_bytes", "host_memory_total_bytes"))
+    assert counts(collector)["samples"] == 0
+    sample = event(0, "sample", **hidden)
+    assert collector.push("alecto", sample).get_json()["stored"] == 1
+    assert collector.push("alecto", sample).get_json()["duplicates"] == 1
+    assert [row["host_cpu_ratio"] for row in collector.database.samples(1)] == [None]
+    for name in ("agent_cpu_ratio", "agent_rss_bytes", "disk_free_bytes", "written_bytes"):
+        answer = collector.push("alecto", event(1, "sample", **{name: None}))
+        assert (answer.status_code, answer.get_json()["field"]) == (400, f"events[0].{name}")
+
+
+def test_the_state_says_how_many_agents_write_and_counts_no_finished_one_as_green(collector: Collector) -> None:
+    """Every agent is in exactly one state of health; who has delivered everything does not write."""
+    collector.arm_and_start()
+    assert (collector.state()["writing"], collector.state()["health"]["green"]) == (0, 3)
+    for name in NAMES:
+        collector.push(name, event(0, "start"))
+    assert collector.state()["writing"] == 3
+    collector.push("alecto", *life()[1:])
+    collector.push("megaera", event(1, "heartbeat", phase="draining"))
+    collector.ready("alecto")
+    collector.push("alecto", life()[1])
+    collector.pass_time(1)
+    state = collector.state()
+    assert state["writing"] == 1
+    assert state["health"] == {"waiting": 0, "green": 2, "late": 0, "suspect": 0, "lost": 0, "finished": 1}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,6 +109,12 @@ def bad_plans() -> list[tuple[Any, str]]:
         ({**good, "agents": [{**one, "chunk_mb": 0}]}, "plan.agents[0].chunk_mb"),
         ({**good, "agents": [{**one, "seconds": "60"}]}, "plan.agents[0].seconds"),
         ({**good, "agents": [{key: one[key] for key in one if key != "host"}]}, "plan.agents[0].host is missing"),
+        ({key: good[key] for key in good if key != "created_at"}, "plan.created_at is missing"),
+        *(
+            ({**good, "created_at": bad}, "plan.created_at must be a time in UTC as in ISO 8601")
+            for bad in ("", "yesterday", "2026-11-24", "2026-11-24T03:04:05", "2026-11-24T03:04:05+01:00", 1.79e9)
+        ),
+        ({**good, "created_at": "2026-13-24T03:04:05Z"}, "plan.created_at"),
     ]
 
 
@@ -145,12 +154,12 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["report", "first", "--database", "one.db", "--database", "two.db"], 2, "two.db has no run first"),
         (["export", "first", "--output", "plan.json/x", "--database", "one.db"], 3, "cannot write to plan.json/x"),
         (["runs", "--database", "missing.db"], 2, "missing.db does not exist"),
-        (["runs", "--database", "nothing.db"], 2, "nothing.db is an empty file"),
+        (["runs", "--database", "nothing.db"], 2, "nothing.db is not a Fury database: it is empty"),
         (["runs", "--database", "."], 2, "is a directory"),
         (["report", "latest", "--database", "damaged.db"], 3, "damaged.db cannot be used as a database"),
         (["export", "latest", "--output", "x", "--database", "damaged.db"], 3, "damaged.db cannot be used"),
         (["serve", "--plan", "missing.json"], 2, "cannot read the plan file missing.json"),
-        (["serve", "--plan", "notes.txt"], 2, "notes.txt: the body is not JSON"),
+        (["serve", "--plan", "notes.txt"], 2, "the plan file notes.txt is not JSON"),
         (["serve", "--plan", "plan.json", "--port", "65536"], 2, "65536"),
         (["serve", "--plan", "plan.json", "--port", "0", "--host", "300.1.1.1"], 3, "cannot listen on 300.1.1.1"),
         (
@@ -180,3 +189,140 @@ def test_a_mistake_ends_in_one_sentence_and_its_exit_code(
     assert ended.value.code == code
     assert said in told
     assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("arguments", [("runs",), ("report", "latest"), ("export", "latest", "--output", "o")])
+def test_no_damage_of_a_database_ends_in_a_traceback(
+    seed: int,
+    arguments: tuple[str, ...],
+    database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever is damaged: it works none the less, or ends with 3 (2 if no run is to be seen) and one sentence."""
+    raw = bytearray(database.read_bytes())
+    chance = random.Random(seed)
+    pages = range(1, len(raw) // 4096)
+    if seed % 2:
+        for page in chance.sample(pages, len(pages) // 3):
+            raw[page * 4096 : page * 4096 + 4096] = chance.randbytes(4096)
+    else:
+        for _ in range(300):
+            raw[chance.randrange(4096, len(raw))] ^= 1 << chance.randrange(8)
+    database.write_bytes(raw)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fury_collector", *arguments])
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    told = capsys.readouterr().err
+    assert code in (0, 2, 3)
+    assert len(told.splitlines()) == (code != 0)
+    assert "sqlalche.me" not in told
+    assert database.read_bytes() == raw
+
+
+def test_the_pages_of_all_samples_damaged_end_a_report_and_an_export_with_3(database: Path, tmp_path: Path) -> None:
+    """As a user meets it: one sentence on standard error, none of SQLAlchemy's words."""
+    raw = bytearray(database.read_bytes())
+    with sqlite3.connect(database) as connection:
+        roots = connection.execute("SELECT rootpage FROM sqlite_master WHERE name IN ('samples', 'events', 'runs')")
+        for (root,) in roots.fetchall():
+            raw[(root - 1) * 4096 : root * 4096] = b"\xff" * 4096
+    connection.close()
+    database.write_bytes(raw)
+    for arguments in (["runs"], ["report", RUN], ["export", RUN, "--output", tmp_path / "o"]):
+        ended = fury(*arguments, "--database", database)
+        assert ended.returncode == 3
+        assert ended.stderr.startswith(f"fury_collector: {database} cannot be read (database disk image is malformed)")
+        assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [("runs",), ("report", "latest")])
+def test_an_output_that_takes_nothing_is_told_in_one_sentence_or_not_at_all(
+    arguments: tuple[str, ...], database: Path
+) -> None:
+    """A full disk is an error, a reader that has seen enough is none of ours."""
+    command = [sys.executable, "-m", "fury_collector", *arguments, "--database", str(database)]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (3, "fury_collector: cannot write the output: No space left on device\n")
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        ended = subprocess.run(command, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_reading_changes_nothing_not_even_a_file_that_may_not_be_written(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`runs`, `report` and `export` open the database for reading only: not a byte of it changes, nothing lies beside it."""
+    before = database.read_bytes()
+    opened: list[str] = []
+    connect = sqlite3.connect
+
+    def noted(path: Any, *arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(str(path))
+        return connect(path, *arguments, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", noted)
+    for arguments in (["runs"], ["report", RUN], ["export", RUN, "--output", str(tmp_path / "o")]):
+        monkeypatch.setattr(sys, "argv", ["fury_collector", *arguments, "--database", str(database)])
+        main()
+    assert opened
+    assert all(path.endswith("?mode=ro") for path in opened)
+    assert database.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fury.db", "o"]
+
+
+@pytest.mark.parametrize("arguments", [("runs",), ("report", "latest"), ("export", "latest", "--output", "o")])
+def test_an_empty_file_is_no_database_and_stays_empty(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one with the name of a database that has a question mark or a per cent sign in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("fury.db", "a?b%41#.db"):
+        (tmp_path / name).touch()
+        monkeypatch.setattr(sys, "argv", ["fury_collector", *arguments, "--database", name])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.startswith(f"fury_collector: {name} is not a Fury database: it is empty")
+        assert (tmp_path / name).stat().st_size == 0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_database_whose_collector_was_killed_is_read_with_what_is_in_its_log(database: Path) -> None:
+    """Read-only does not mean without the write-ahead log."""
+    store = Database(database)
+    store.start()
+    store.change(lambda c: c.exec_driver_sql("UPDATE runs SET state = 'draining'") and None).result(10)
+    reader = Database(database, read_only=True)
+    assert [line.state for line in reader.list_runs()] == ["draining"]
+    reader.close()
+    store.close()
+
+
+def test_bad_json_is_said_of_the_file_that_has_it(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody who runs a command has sent a body."""
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text("{,}")
+    export = ["export", "latest", "--output", str(tmp_path / "o"), "--database", str(database), "--hosts", str(hosts)]
+    for arguments, what in ((export, "hosts"), (["serve", "--plan", str(hosts)], "plan")):
+        monkeypatch.setattr(sys, "argv", ["fury_collector", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        assert capsys.readouterr().err.startswith(f"fury_collector: the {what} file {hosts} is not JSON: ")
+
+
+@pytest.mark.parametrize("good", ["2026-11-24T03:04:05Z", "2026-11-24T03:04:05.123456Z", "2026-11-24T03:04:05+00:00"])
+def test_a_plan_was_made_at_an_instant_in_utc(good: str) -> None:
+    """Each of the ways to write that."""
+    assert wire.plan({**plan(), "created_at": good}).created_at == good

@@ -300,13 +300,13 @@ def test_the_table_is_aligned_and_reads_well() -> None:
     """The general statistics as a user sees them."""
     text = report.table(judged(agent("alecto", epoch(final={})), agent("megaera", epoch())))
     assert text == (
-        "                chunk                          write   write   write   fsync   fsync\n"
-        "agent    host      MB  MB/s    GB  rollovers  p50 ms  p99 ms  max ms  p50 ms  p99 ms  verdict\n"
-        "------------------------------------------------------------------------------------------------\n"
-        "alecto   host1     20   1.0  0.06          3    2.01    2.01    3.00   10.00   10.00  PASS\n"
-        "megaera  host1     20   4.9  0.06          3       -       -       -       -       -  INCOMPLETE\n"
-        "------------------------------------------------------------------------------------------------\n"
-        "fleet                   2.0  0.12          6    2.01    2.01    3.00   10.00   10.00  INCOMPLETE\n"
+        "                chunk                          write   write   write   fsync   fsync   fsync\n"
+        "agent    host      MB  MB/s    GB  rollovers  p50 ms  p99 ms  max ms  p50 ms  p99 ms  max ms  verdict\n"
+        "--------------------------------------------------------------------------------------------------------\n"
+        "alecto   host1     20   1.0  0.06          3    2.01    3.00    3.00    10.0    10.0    10.0  PASS\n"
+        "megaera  host1     20   4.9  0.06          3       -       -       -       -       -       -  INCOMPLETE\n"
+        "--------------------------------------------------------------------------------------------------------\n"
+        "fleet                   2.0  0.12          6    2.01    3.00    3.00    10.0    10.0    10.0  INCOMPLETE\n"
         "\n"
         "INCOMPLETE: 1 of 2 agents finished; lost: megaera"
     )
@@ -322,3 +322,55 @@ def test_csv_files_have_a_header_and_a_row_each() -> None:
     assert line.startswith('alecto,"h,1",0000000000000000,3,')
     assert "histogram" not in head
     assert report.write_rollovers([], io.StringIO()) == 0
+
+
+def test_what_a_host_hides_is_an_empty_cell() -> None:
+    """Not the word None, and not a zero."""
+    row = {"agent": "alecto", "host": "h", "epoch": "0" * 16, **event(3, "sample", host_cpu_ratio=None)}
+    file = io.StringIO()
+    report.write_samples([row], file)
+    head, line = (text.split(",") for text in file.getvalue().splitlines())
+    assert line[head.index("host_cpu_ratio")] == ""
+    assert line[head.index("host_memory_used_bytes")] == "1000000000"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        *((0.000012, "0.012"), (0.000152, "0.152"), (0.00123, "1.23"), (0.0123, "12.3"), (0.1334, "133")),
+        *((0.0009996, "1.00"), (0.009996, "10.0"), (0.09996, "100"), (12.3456, "12346"), (0.0, "0.000"), (None, "-")),
+    ],
+)
+def test_latencies_have_three_significant_digits(seconds: Optional[float], shown: str) -> None:
+    """And never more than three places after the point, which is a microsecond."""
+    assert report._ms(seconds) == shown
+
+
+def test_above_1000_gb_the_table_and_the_sentence_count_in_tb() -> None:
+    """Terabytes for all lines as soon as the fleet has written one, small agents still with three digits."""
+    big = epoch(final={})
+    assert big.final is not None
+    big = replace(big, final=replace(big.final, payload={**big.final.payload, "written_bytes": 2_345_000_000_000}))
+    result = judged(agent("alecto", big), agent("megaera", epoch(final={})))
+    lines = report.table(result).splitlines()
+    assert lines[1].split()[4] == "TB"
+    assert [line.split()[4] for line in lines[3:5]] == ["2.35", "0.000"]
+    assert lines[6].split()[2] == "2.35"
+    assert "2 of 2 agents finished, 2.3 TB at" in result.sentence
+
+
+@pytest.mark.parametrize("by", ["the collector", "SIGTERM"])
+def test_an_interrupted_run_says_so_once_whatever_the_time_of_each_agent(by: str) -> None:
+    """Who was ended by the clean-up after the interruption has no trouble of its own either, who ran out of space has."""
+
+    def stopped(seconds: float) -> EpochRows:
+        return epoch(
+            final={"verdict": "INCOMPLETE", "reason": f"stopped by {by} after {seconds} of 60 s", "seconds": seconds}
+        )
+
+    agents = [agent(f"web{n}", stopped(6 + n / 10)) for n in range(10)]
+    result = judged(*agents, stop_reason="interrupted by the user")
+    assert result.sentence == "INCOMPLETE: interrupted by the user after 6.9 of 60 s; 10 agents wrote 0.6 GB"
+    full = epoch(final={"verdict": "INCOMPLETE", "reason": "stopped after 5.0 of 60 s: 1 MB are free", "seconds": 5.0})
+    result = judged(*agents, agent("full", full), stop_reason="interrupted by the user")
+    assert result.sentence.endswith("; stopped after 5.0 of 60 s: 1 MB are free: full")

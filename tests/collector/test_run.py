@@ -583,3 +583,59 @@ def test_a_finished_run_took_as_long_after_a_restart_as_before(collector_at: Ope
     elapsed = first.state()["elapsed_s"]
     clock.now += 3600
     assert collector_at(plan(("alecto",)), clock=clock).state()["elapsed_s"] == pytest.approx(elapsed)
+
+
+def levels(collector: Collector) -> dict[str, str]:
+    """The level of each message by its text."""
+    return {message["text"]: message["level"] for message in collector.state()["messages"]}
+
+
+@pytest.mark.parametrize("by", ["the collector", "SIGTERM"])
+def test_agents_that_end_because_the_user_stopped_the_run_raise_no_alarm(collector: Collector, by: str) -> None:
+    """A thousand of them are not a thousand errors; an agent with a trouble of its own still is one."""
+    collector.arm_and_start()
+    for name in NAMES:
+        collector.push(name, event(0, "start"))
+    collector.post("stop", {"reason": "interrupted by the user"})
+    told = {"verdict": "INCOMPLETE", "reason": f"stopped by {by} after 6.9 of 60 s", "seconds": 6.9}
+    collector.push("alecto", event(1, "final", **told))
+    collector.push("megaera", event(1, "final", verdict="DISK_ERROR", reason="fsync: EIO"))
+    collector.push("tisiphone", event(1, "final", verdict="INCOMPLETE", reason="stopped after 5 of 60 s: full"))
+    found = {text.split()[0]: level for text, level in levels(collector).items() if " stopped after " in text}
+    assert found == {"alecto": "info", "megaera": "error", "tisiphone": "error"}
+
+
+def test_an_agent_that_is_stopped_although_nobody_stopped_the_run_is_an_error(collector: Collector) -> None:
+    """The same words mean trouble when they come by themselves."""
+    collector.arm_and_start()
+    collector.push("alecto", event(0, "start"))
+    collector.push("alecto", event(1, "final", verdict="INCOMPLETE", reason="stopped by SIGTERM after 6.9 of 60 s"))
+    assert [level for text, level in levels(collector).items() if "SIGTERM" in text] == ["error"]
+
+
+def test_agents_that_end_because_the_run_was_aborted_raise_no_alarm(collector: Collector) -> None:
+    """The one that refused is the error, and it is told once."""
+    for name in NAMES:
+        collector.ready(name, epoch="a" * 16 if name == "alecto" else EPOCH) if name != "tisiphone" else None
+    collector.push("tisiphone", event(0, "final", verdict="PRECONDITION", reason="no room", seconds=0.0))
+    why = f"the collector called the run off: {collector.state()['reason']}"
+    collector.push("megaera", event(0, "final", verdict="INCOMPLETE", reason=why, seconds=0.0))
+    found = [(text.split()[0], level) for text, level in levels(collector).items() if level != "info"]
+    assert found == [("tisiphone", "error")]
+
+
+def test_a_stop_between_barrier_and_start_is_the_users_and_nobodys_fault(collector: Collector) -> None:
+    """The run is aborted because it was stopped, not because the first agent obeyed."""
+    for name in NAMES:
+        collector.ready(name)
+    assert collector.state()["state"] == "starting"
+    collector.post("stop", {"reason": "interrupted by the user"})
+    for name in NAMES:
+        why = "the collector called the run off: the run was stopped: interrupted by the user"
+        collector.push(name, event(0, "final", verdict="INCOMPLETE", reason=why, seconds=0.0))
+    state = collector.state()
+    assert (state["state"], state["reason"]) == (
+        "aborted",
+        "the run was stopped before it started: interrupted by the user",
+    )
+    assert "error" not in levels(collector).values()

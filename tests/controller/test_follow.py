@@ -91,16 +91,29 @@ def following(peer: Peer, *, interrupted: bool = False) -> tuple[Outcome, list[s
         now[0] += seconds
 
     follower = Follower(
-        url=peer.url, run_id="r", say=said.append, show=None, interrupted=lambda: interrupted, clock=lambda: now[0], sleep=sleep
+        url=peer.url,
+        run_id="r",
+        say=said.append,
+        show=None,
+        interrupted=lambda: interrupted,
+        clock=lambda: now[0],
+        sleep=sleep,
     )
     return follower.follow(arming_s=300, running_s=120), said
 
 
 def test_a_run_is_told_from_its_start_to_its_end(peer: Callable[..., Peer]) -> None:
     """Armed, started with the skew, progress, drained; each once."""
-    outcome, said = following(peer(state("arming"), state("starting", start_skew_s=None), state("running"), state("finished")))
+    outcome, said = following(
+        peer(state("arming"), state("starting", start_skew_s=None), state("running"), state("finished"))
+    )
     assert outcome.state == "finished"
-    assert [line.split(":")[0].strip() for line in said] == ["armed", "started", said[2].split(":")[0].strip(), "drained"]
+    assert [line.split(":")[0].strip() for line in said] == [
+        "armed",
+        "started",
+        said[2].split(":")[0].strip(),
+        "drained",
+    ]
     assert "200.0 MB/s" in said[2]
 
 

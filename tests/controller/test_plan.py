@@ -113,6 +113,40 @@ def test_everything_wrong_is_said_at_once() -> None:
     """Nobody wants to mend one typo a try."""
     found = problems({"a": {**LOCAL, "chunk_mb": 0, "minutes": 0}, "b": {**LOCAL, "keep": 0}})
     assert [sentence.split(":")[0] for sentence in found] == ["chunk_mb", "minutes", "keep"]
+    assert found[0].endswith("(inventory, a)")
+    assert found[2].endswith("(inventory, b)")
+
+
+def test_what_is_wrong_with_many_agents_is_one_sentence() -> None:
+    """A hundred hosts with the same mistake are one mistake."""
+    found = problems({f"web{number}": {**LOCAL, "keep": 0} for number in range(100)})
+    assert len(found) == 1
+    assert found[0].endswith("(inventory, web0 and 99 more)")
+
+
+def test_a_duration_given_with_e_replaces_the_inventorys_in_either_unit() -> None:
+    """-e seconds=2 over minutes=10 of the inventory is two seconds."""
+    given = {"seconds": "2"}
+    made = plan({"a": {**LOCAL, "minutes": 10, **given}}, extra_vars=given)
+    assert made["agents"]["a"]["config"]["seconds"] == 2
+
+
+def test_agents_that_share_a_directory_need_room_for_all_their_rings() -> None:
+    """Each alone would fit where all together don't."""
+    made = plan({"a": LOCAL, "b": LOCAL, "c": {**LOCAL, "directory": "/srv"}})["agents"]
+    assert made["a"]["need_bytes"] == made["b"]["need_bytes"] == 4 * 20_000_768 + 2 * 4096 + 500_000_000
+    assert made["c"]["need_bytes"] == 2 * 20_000_768 + 4096 + 500_000_000
+
+
+def test_what_holds_for_the_whole_run_can_not_differ_between_agents() -> None:
+    """Only one of two barriers could hold."""
+    found = problems({"a": {**LOCAL, "fury_barrier_seconds": 10}, "b": {**LOCAL, "fury_barrier_seconds": 20}})
+    assert "fury_barrier_seconds: 10, 20" in found[0]
+
+
+def test_a_collector_address_that_nobody_knows_is_refused() -> None:
+    """Hosts would look for it until the barrier times out."""
+    assert "can't be resolved" in problems({"a": {**LOCAL, "fury_collector_address": "no-such-host.invalid"}})[0]
 
 
 def test_an_agents_name_that_can_not_be_a_file_name_is_refused() -> None:
