@@ -94,17 +94,22 @@ class Histogram:
         return delta
 
     def percentile(self, quantile: float) -> Optional[float]:
-        """The value below which the share `quantile` (0 to 1) of all values lies, or None when there are none."""
+        """The smallest value with at least the share `quantile` (0 to 1) of all at or below it, None when there are none.
+
+        That is the nearest rank: the ceil(quantile * count)-th value.
+        """
         count = self.count
         if not count:
             return None
-        rank = quantile * (count - 1)
+        rank = max(1, _ceil(quantile * count))
+        if rank >= count:
+            return self.maximum
         seen = self.zero
-        if seen > rank:
+        if seen >= rank:
             return 0.0
         for index in sorted(self.buckets):
             seen += self.buckets[index]
-            if seen > rank:
+            if seen >= rank:
                 return self._clip(bucket_value(index))
         return self.maximum
 

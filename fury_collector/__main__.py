@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from sqlalchemy.exc import DBAPIError
 
 from fury_collector import __version__, ingest, report, wire
 from fury_collector.db import Database
@@ -78,20 +82,15 @@ def serve(**options: Any) -> None:
 @_DATABASE
 def runs(database: Path) -> None:
     """List all runs, newest first."""
-    store = Database(database, create=False)
-    try:
+    with _opened(database) as store:
         lines = store.list_runs()
-    finally:
-        store.close()
-    if not lines:
-        click.echo("there is no run yet")
-        return
-    width = max(len("run"), *(len(line.run_id) for line in lines))
-    click.echo(f"{'run':<{width}}  {'created':<24}  {'state':<9}  {'agents':>6}  {'rollovers':>9}")
-    for line in lines:
-        click.echo(
+        width = max([len("run"), *(len(line.run_id) for line in lines)])
+        table = [f"{'run':<{width}}  {'created':<24}  {'state':<9}  {'agents':>6}  {'rollovers':>9}"]
+        table += [
             f"{line.run_id:<{width}}  {line.created_at:<24}  {line.state:<9}  {line.agents:>6}  {line.rollovers:>9}"
-        )
+            for line in lines
+        ]
+    _print("\n".join(table) if lines else "there is no run yet")
 
 
 @cli.command(name="report")
@@ -99,11 +98,9 @@ def runs(database: Path) -> None:
 @_DATABASE
 def report_(run_id: str, database: Path) -> None:
     """Print the general statistics of RUN (a run id or `latest`) as a table."""
-    store = Database(database, create=False)
-    try:
-        click.echo(report.table(_result(store, run_id)))
-    finally:
-        store.close()
+    with _opened(database) as store:
+        told = report.table(_result(store, run_id))
+    _print(told)
 
 
 @cli.command()
@@ -124,8 +121,7 @@ def report_(run_id: str, database: Path) -> None:
 def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -> None:
     """Write summary.json, rollovers.csv and samples.csv of RUN (a run id or `latest`), and print its statistics."""
     hosts = wire.hosts(_read_json(hosts_file, "hosts")) if hosts_file is not None else None
-    store = Database(database, create=False)
-    try:
+    with _opened(database, read_only=hosts is None) as store:
         run = store.read_run(run_id)
         if hosts is not None:
             store.record_hosts(run.id, hosts)
@@ -141,9 +137,8 @@ def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -
                 file.write("\n")
         except OSError as error:
             raise Precondition(f"cannot write to {output}: {error.strerror}; name another directory") from None
-    finally:
-        store.close()
-    click.echo(report.table(result))
+        told = report.table(result)
+    _print(told)
 
 
 @cli.command(name="ingest")
@@ -155,12 +150,14 @@ def ingest_(run_id: str, journals: tuple[str, ...], database: Path) -> None:
 
     Each is given as alecto=path/to/journal.db. It may be repeated: nothing is stored twice.
     """
+    lines: list[str] = []
     store = Database(database, create=False, exclusive=True)
     try:
         store.start()
-        problems = ingest.ingest(store, run_id, [_journal(one) for one in journals], tell=click.echo)
+        problems = ingest.ingest(store, run_id, [_journal(one) for one in journals], tell=lines.append)
     finally:
         store.close()
+    _print("\n".join(lines))
     if problems:
         raise Damaged("; ".join(problems))
 
@@ -170,13 +167,56 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except CollectorError as error:
-        click.echo(f"fury_collector: {error.message}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error.message, error.exit_code)
     except click.ClickException as error:
-        click.echo(f"fury_collector: {error.format_message()}", err=True)
-        sys.exit(2)
+        _fail(error.format_message(), 2)
     except click.Abort:
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        _mute()
+        sys.exit(1)
+    except OSError as error:
+        _mute()
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error), 3)
+    except DBAPIError as error:
+        _fail(f"the database failed: {' '.join(str(error.orig or error).split())}; restore a copy, or name another", 3)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    with contextlib.suppress(OSError):
+        click.echo(f"fury_collector: {sentence}", err=True)
+    sys.exit(code)
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _mute()
+        raise Precondition(f"cannot write the output: {error.strerror}") from None
+
+
+def _mute() -> None:
+    """Let what is still in the output's buffer go nowhere: the interpreter would stumble over it again at its end."""
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _opened(path: Path, *, read_only: bool = True) -> Iterator[Database]:
+    """An existing database; what nothing but damage explains ends in a sentence as well."""
+    store = Database(path, create=False, read_only=read_only)
+    try:
+        yield store
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        store.check()
+        raise Precondition(
+            f"{path} holds what no collector writes ({' '.join(str(error).split())}): restore a copy, or name another"
+        ) from error
+    finally:
+        store.close()
 
 
 def _result(store: Database, run_id: str) -> report.Result:
@@ -186,11 +226,10 @@ def _result(store: Database, run_id: str) -> report.Result:
 
 def _read_json(path: Path, what: str) -> Any:
     try:
-        return wire.loads(path.read_bytes())
+        raw = path.read_bytes()
     except OSError as error:
         raise BadInput(f"cannot read the {what} file {path}: {error.strerror}") from None
-    except BadInput as error:
-        raise BadInput(f"{path}: {error.message}") from None
+    return wire.loads(raw, what=f"the {what} file {path}")
 
 
 def _journal(argument: str) -> tuple[str, Path]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DBAPIError
 
 from fury_collector.errors import BadInput, CollectorError, Conflict, Precondition, Unavailable, Unknown
 from fury_collector.rows import (
@@ -38,7 +38,7 @@ from fury_collector.rows import (
 )
 from fury_collector.wire import Batch, Event, Plan, Ready
 
-SCHEMAS = ("0001", "0002")  # every revision under migrations/versions, oldest first
+SCHEMAS = ("0001",)  # every revision under migrations/versions, oldest first
 
 metadata = sa.MetaData()
 
@@ -119,9 +119,9 @@ samples = sa.Table(
     sa.Column("written_bytes", sa.BigInteger, nullable=False),
     sa.Column("agent_cpu_ratio", sa.Float, nullable=False),
     sa.Column("agent_rss_bytes", sa.BigInteger, nullable=False),
-    sa.Column("host_cpu_ratio", sa.Float, nullable=False),
-    sa.Column("host_memory_used_bytes", sa.BigInteger, nullable=False),
-    sa.Column("host_memory_total_bytes", sa.BigInteger, nullable=False),
+    sa.Column("host_cpu_ratio", sa.Float),
+    sa.Column("host_memory_used_bytes", sa.BigInteger),
+    sa.Column("host_memory_total_bytes", sa.BigInteger),
     sa.Column("disk_free_bytes", sa.BigInteger, nullable=False),
     sa.Column("write_histogram", sa.Text, nullable=False),
     sa.Column("fsync_histogram", sa.Text, nullable=False),
@@ -207,13 +207,19 @@ class _Change:
 class Database:
     """An open database of runs; `close()` leaves one plain file without a write-ahead log."""
 
-    def __init__(self, path: Union[str, Path], *, create: bool = True, exclusive: bool = False) -> None:
+    def __init__(
+        self, path: Union[str, Path], *, create: bool = True, exclusive: bool = False, read_only: bool = False
+    ) -> None:
         """Open (and with `create` make) the database, bring its schema up to date, refuse what is not one of ours.
 
-        With `exclusive` a second collector on the same file is refused, and so is a damaged file. Raises BadInput or
-        Precondition.
+        With `exclusive` a second collector on the same file is refused, and so is a damaged file. With `read_only` the
+        file is neither made nor changed. Raises BadInput or Precondition.
         """
         self.path = Path(path)
+        create = create and not read_only
+        # A transaction that a crash has cut off has to be rolled back by whoever reads next.
+        cut_off = self.path.with_name(f"{self.path.name}-journal").exists()
+        self._mode = "ro" if read_only and not cut_off else "rwc" if create else "rw"
         self._lock: Optional[int] = None
         self._queue: queue.SimpleQueue[Union[_Push, _Change, None]] = queue.SimpleQueue()
         self._thread: Optional[threading.Thread] = None
@@ -225,7 +231,7 @@ class Database:
         try:
             self._migrate(create=create)
             if exclusive:
-                self._check()
+                self.check()
         except BaseException:
             self._dispose()
             raise
@@ -256,7 +262,13 @@ class Database:
 
     def _engine(self, begin: str) -> sa.Engine:
         def connect() -> sqlite3.Connection:
-            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode={self._mode}",
+                timeout=30,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
+            )
             connection.execute("PRAGMA synchronous=FULL")
             return connection
 
@@ -271,7 +283,7 @@ class Database:
                 version = None
                 if "alembic_version" in names:
                     version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-        except DatabaseError as error:
+        except DBAPIError as error:
             raise Precondition(
                 f"{self.path} cannot be used as a database ({_cause(error)}): name another file"
             ) from None
@@ -281,7 +293,7 @@ class Database:
             )
         if version is None and not create:
             raise BadInput(
-                f"{self.path} is an empty file, no run was recorded in it: name the database with --database"
+                f"{self.path} is not a Fury database: it is empty, name the one that has the run with --database"
             )
         if version is not None and version not in SCHEMAS:
             raise Precondition(
@@ -300,10 +312,10 @@ class Database:
             with self._write_engine.begin() as connection:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
-        except DatabaseError as error:
+        except DBAPIError as error:
             raise Precondition(f"{self.path} cannot be written ({_cause(error)}): name another file") from None
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Look through all pages: a damaged file is better refused now than when an agent's event meets the damage."""
         with self._reading() as connection:
             found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
@@ -474,7 +486,7 @@ class Database:
         try:
             with self._write_engine.begin() as connection:
                 yield connection
-        except DatabaseError as error:
+        except DBAPIError as error:
             raise Precondition(
                 f"{self.path} cannot be written ({_cause(error)}): free its disk, or restore a copy"
             ) from None
@@ -486,7 +498,7 @@ class Database:
         try:
             with self._read_engine.begin() as connection:
                 yield connection
-        except DatabaseError as error:
+        except DBAPIError as error:
             raise Precondition(
                 f"{self.path} cannot be read ({_cause(error)}): restore a copy, or name another"
             ) from None

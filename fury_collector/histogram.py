@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import log
+from math import ceil, log
 from typing import Any, Optional
 
 PERCENTILES = (("p50", 0.50), ("p95", 0.95), ("p99", 0.99), ("p999", 0.999))
@@ -56,16 +56,21 @@ class Histogram:
         )
 
     def quantile(self, ratio: float) -> Optional[float]:
-        """The value (seconds) that `ratio` of all counts do not exceed, within the relative error; None if empty."""
+        """The smallest value (seconds) with at least `ratio` of all at or below it, within the relative error.
+
+        None if empty. That is the nearest rank: the ceil(ratio * count)-th value.
+        """
         if not self.count or self.gamma is None or self.low is None or self.high is None:
             return None
-        wanted = ratio * (self.count - 1)
+        rank = max(1, ceil(ratio * self.count))
+        if rank >= self.count:
+            return self.high
         seen = self.zero
-        if seen > wanted:
+        if seen >= rank:
             return max(0.0, self.low)
         for index in sorted(self.buckets):
             seen += self.buckets[index]
-            if seen > wanted:
+            if seen >= rank:
                 value = 2 * self.gamma**index / (self.gamma + 1)
                 return min(max(value, self.low), self.high)
         return self.high

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from fury_collector.run import Run
+from fury_collector.run import STATES, Run
 
 
 class Metrics:
@@ -54,11 +54,18 @@ class _OfRun(Collector):
         for health, number in self._run.health().items():
             agents.add_metric([health], number)
         yield agents
-        info = GaugeMetricFamily("fury_collector_run_info", "The run and its state.", labels=["run_id", "state"])
-        info.add_metric([self._run.run_id, self._run.state], 1)
+        info = GaugeMetricFamily("fury_collector_run_info", "The run that is served.", labels=["run_id"])
+        info.add_metric([self._run.run_id], 1)
         yield info
+        current = GaugeMetricFamily(
+            "fury_collector_run_state", "1 for the run's state, 0 for others.", labels=["state"]
+        )
+        for state in STATES:
+            current.add_metric([state], state == self._run.state)
+        yield current
         skew = GaugeMetricFamily(
-            "fury_collector_start_skew_seconds", "Latest minus earliest first write over the fleet."
+            "fury_collector_start_skew_seconds",
+            "How far apart first writes were at most: an upper bound, the uncertainty of the clock comparison included.",
         )
         if self._run.start_skew_s is not None:
             skew.add_metric([], self._run.start_skew_s)

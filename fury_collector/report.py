@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Optional, TextIO
+from typing import Any, Optional, TextIO, Union
 
 from fury_collector.histogram import Histogram
-from fury_collector.rows import AgentRows, EpochRows, RunRows, Transition, start_skew_s
+from fury_collector.rows import AgentRows, EpochRows, RunRows, Transition, called_off, start_skew_s
 
 # Worst first. Wrong data outweighs no data, and that outweighs what was never tried; what is only slow or only not
 # yet tidied up comes last, because everything else of such a run holds.
@@ -32,9 +32,6 @@ WIDTH = 120
 SENTENCE = 160  # characters of a verdict that a person still reads
 GROUPS = 3  # reasons that are spelled out in it
 REMARKS = 10  # lines about single agents under the table
-
-# How an agent begins its last word when it did what the collector told it.
-_CALLED_OFF = ("stopped by the collector", "the collector called the run off")
 
 Row = Mapping[str, Any]
 
@@ -217,19 +214,21 @@ def summary(result: Result) -> dict[str, Any]:
 
 def table(result: Result, *, width: int = WIDTH) -> str:
     """The general statistics: a line per agent, one for the fleet, the verdict sentence; at most `width` columns."""
-    groups = ["", "", "chunk", "", "", "", "write", "write", "write", "fsync", "fsync", ""]
+    unit = "TB" if result.written_bytes >= 1e12 else "GB"
+    groups = ["", "", "chunk", "", "", "", "write", "write", "write", "fsync", "fsync", "fsync", ""]
     heads = [
         "agent",
         "host",
         "MB",
         "MB/s",
-        "GB",
+        unit,
         "rollovers",
         "p50 ms",
         "p99 ms",
         "max ms",
         "p50 ms",
         "p99 ms",
+        "max ms",
         "verdict",
     ]
     lines = [
@@ -237,7 +236,7 @@ def table(result: Result, *, width: int = WIDTH) -> str:
             agent.name,
             agent.host,
             f"{agent.chunk_mb:g}",
-            *_figures(agent.rate, agent.written_bytes, agent.rollovers, agent.writes, agent.fsyncs),
+            *_figures(agent, unit),
             agent.verdict,
         ]
         for agent in result.agents
@@ -246,7 +245,7 @@ def table(result: Result, *, width: int = WIDTH) -> str:
         "fleet",
         "",
         "",
-        *_figures(result.rate, result.written_bytes, result.rollovers, result.writes, result.fsyncs),
+        *_figures(result, unit),
         result.verdict,
     ]
     cells = [groups, heads, *lines, fleet]
@@ -463,7 +462,7 @@ def _reason(result: Result, run: RunRows, most: int) -> str:
                 f"{_cut(run.state.stop_reason, 80)} after {result.seconds:.1f} of {planned:g} s; "
                 f"{_count(wrote, 'agent')} wrote {_size(result.written_bytes)}"
             )
-            unfinished = [agent for agent in unfinished if not agent.why.startswith(_CALLED_OFF)]
+            unfinished = [agent for agent in unfinished if not called_off(agent.why)]
         parted: dict[str, list[AgentResult]] = {}
         for agent in unfinished:
             parted.setdefault(re.sub(r"[0-9][0-9.]*", "#", agent.why), []).append(agent)
@@ -509,23 +508,25 @@ def _both(one: Optional[int], other: Optional[int]) -> bool:
     return one is not None and other is not None
 
 
-def _figures(rate: float, written: int, rollovers: int, writes: Histogram, fsyncs: Histogram) -> list[str]:
-    return [
-        f"{rate / 1e6:.1f}",
-        f"{written / 1e9:.2f}",
-        str(rollovers),
-        _ms(writes.quantile(0.50)),
-        _ms(writes.quantile(0.99)),
-        _ms(writes.high),
-        _ms(fsyncs.quantile(0.50)),
-        _ms(fsyncs.quantile(0.99)),
-    ]
+def _figures(whose: Union[AgentResult, Result], unit: str) -> list[str]:
+    written = f"{whose.written_bytes / 1e9:.2f}" if unit == "GB" else _three_digits(whose.written_bytes / 1e12)
+    latencies = (
+        latency
+        for histogram in (whose.writes, whose.fsyncs)
+        for latency in (histogram.quantile(0.50), histogram.quantile(0.99), histogram.high)
+    )
+    return [f"{whose.rate / 1e6:.1f}", written, str(whose.rollovers), *map(_ms, latencies)]
 
 
 def _ms(seconds: Optional[float]) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1000:.2f}" if seconds < 1 else f"{seconds * 1000:.0f}"
+    return "-" if seconds is None else _three_digits(seconds * 1000)
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, but at most three places after the point, and no whole number is rounded."""
+    # The limits are where rounding would add a digit.
+    places = next((places for limit, places in ((0.9995, 3), (9.995, 2), (99.95, 1)) if value < limit), 0)
+    return f"{value:.{places}f}"
 
 
 def _laid_out(cells: Sequence[Sequence[str]], widths: Sequence[int], *, gap: str, result: Result) -> str:
@@ -555,6 +556,8 @@ def _count(number: int, what: str) -> str:
 
 
 def _size(size_bytes: int) -> str:
+    if size_bytes >= 1e12:
+        return f"{size_bytes / 1e12:.1f} TB"
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.0f} MB"
 
 

@@ -8,6 +8,9 @@ from typing import Any, Optional, Union
 
 from fury_collector.wire import Event, Ready
 
+# How an agent begins its last word when it did what it was told.
+_CALLED_OFF = ("stopped by the collector", "stopped by SIG", "the collector called the run off")
+
 
 def start_skew_s(starts: Sequence[tuple[float, float]]) -> Optional[float]:
     """How far apart first writes were at most, seconds; None without any.
@@ -19,6 +22,11 @@ def start_skew_s(starts: Sequence[tuple[float, float]]) -> Optional[float]:
         return 0.0 if starts else None
     latest = max(instant + round_trip / 2 for instant, round_trip in starts)
     return latest - min(instant - round_trip / 2 for instant, round_trip in starts)
+
+
+def called_off(reason: Optional[str]) -> bool:
+    """Whether an agent's last word says no more than that it ended when it was told to, by the collector or on its host."""
+    return (reason or "").startswith(_CALLED_OFF)
 
 
 @dataclass(frozen=True)

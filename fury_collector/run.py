@@ -22,6 +22,7 @@ from fury_collector.rows import (
     RunState,
     Stored,
     Transition,
+    called_off,
     start_skew_s,
 )
 from fury_collector.wire import Event, Ready
@@ -35,6 +36,7 @@ ALARM_EVERY_S = 10.0
 SHOWN_MESSAGES = 200
 SHOWN_ERRORS = 20
 SILENT = ("late", "suspect", "lost")
+STATES = ("arming", "starting", "running", "draining", "finished", "aborted")
 HEALTHS = ("waiting", "green", "late", "suspect", "lost", "finished")
 
 Clock = Callable[[], float]
@@ -371,6 +373,7 @@ class Run:
                 "rollovers": sum(agent.rollovers for agent in agents),
             },
             "health": self.health(),
+            "writing": sum(agent.phase == "writing" and agent.health != "finished" for agent in agents),
             "missing": self.missing(),
             "agents": [
                 {
@@ -512,10 +515,14 @@ class Run:
         if agent.word is one:
             agent.phase = "finished"
         verdict, why = payload["verdict"], payload["reason"]
-        level = "info" if verdict == "PASS" else "error"
+        obeyed = (
+            verdict == "INCOMPLETE" and called_off(why) and (self.stop_reason is not None or self.state == "aborted")
+        )
+        level = "info" if verdict == "PASS" or obeyed else "error"
         if current and not one.started and self.state in ("arming", "starting"):
-            self._say(f"{agent.name} ended before the start: {verdict}{': ' + why if why else ''}", level)
-            self._abort(f"{agent.name} ended before the start: {verdict}{': ' + why if why else ''}", tell=False)
+            told = f"{agent.name} ended before the start: {verdict}{': ' + why if why else ''}"
+            self._say(told, level)
+            self._abort(f"the run was stopped before it started: {self.stop_reason}" if obeyed else told, tell=False)
             return
         self._say(
             f"{agent.name} stopped after {payload['seconds']:.1f} s: {payload['written_bytes'] / 1e9:.2f} GB, "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NoReturn, Optional, Union
 
 from fury_collector.errors import BadInput
@@ -29,6 +31,7 @@ CLEANUPS = ("confirmed", "unconfirmed", "pending")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EPOCH = re.compile(r"[0-9a-f]{16}")
+_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|\+00:00)", re.ASCII)
 _BUCKET = re.compile(r"-?[0-9]{1,5}")
 
 Payload = dict[str, Any]
@@ -98,17 +101,20 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def loads(raw: Union[bytes, str]) -> Any:
-    """The JSON value of `raw`; NaN, infinities, bad UTF-8, and too deep or too long values are refused as BadInput."""
+def loads(raw: Union[bytes, str], *, what: str = "the body") -> Any:
+    """The JSON value of `raw`; NaN, infinities, bad UTF-8, and too deep or too long values are refused as BadInput.
+
+    what: how the sentence calls it.
+    """
     try:
         text = raw if isinstance(raw, str) else raw.decode("utf-8")
         return json.loads(text, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise BadInput(f"the body is not UTF-8 (byte {error.start}): send JSON in UTF-8") from None
+        raise BadInput(f"{what} is not UTF-8 (byte {error.start}): send JSON in UTF-8") from None
     except RecursionError:
-        raise BadInput("the body is nested too deeply: at most a few levels are meant") from None
+        raise BadInput(f"{what} is nested too deeply: at most a few levels are meant") from None
     except ValueError as error:
-        raise BadInput(f"the body is not JSON: {error}") from None
+        raise BadInput(f"{what} is not JSON: {error}") from None
 
 
 def dumps(value: Any) -> str:
@@ -142,7 +148,7 @@ def plan(value: Any) -> Plan:
         raise BadInput(f"plan.agents names {twice} twice: each agent needs a name of its own", field="plan.agents")
     return Plan(
         run_id=name(_required(body, "run_id", "plan"), "plan.run_id"),
-        created_at=_text(64)(body.get("created_at", ""), "plan.created_at"),
+        created_at=_instant(_required(body, "created_at", "plan"), "plan.created_at"),
         parameters=_object(body.get("parameters", {}), "plan.parameters"),
         agents=tuple(agents),
         document=body,
@@ -292,6 +298,14 @@ def _text(longest: int) -> Check:
     return check
 
 
+def _instant(value: Any, where: str) -> str:
+    if isinstance(value, str) and _UTC.fullmatch(value):
+        with contextlib.suppress(ValueError):
+            datetime.fromisoformat(value)
+            return value
+    _wrong(where, value, "a time in UTC as in ISO 8601, 2026-11-24T03:04:05Z")
+
+
 def _one_of(allowed: tuple[str, ...]) -> Check:
     def check(value: Any, where: str) -> str:
         if not isinstance(value, str) or value not in allowed:
@@ -393,9 +407,9 @@ _KINDS: dict[str, dict[str, Check]] = {
         "written_bytes": _whole(),
         "agent_cpu_ratio": _RATIO,
         "agent_rss_bytes": _whole(),
-        "host_cpu_ratio": _RATIO,
-        "host_memory_used_bytes": _whole(),
-        "host_memory_total_bytes": _whole(),
+        "host_cpu_ratio": _or_null(_RATIO),
+        "host_memory_used_bytes": _or_null(_whole()),
+        "host_memory_total_bytes": _or_null(_whole()),
         "disk_free_bytes": _whole(),
         "write_histogram": _histogram,
         "fsync_histogram": _histogram,

@@ -61,7 +61,7 @@ def _run() -> list[Panel]:
         "State",
         "Where the run is now, as the collector sees it: arming, starting, running, draining, finished or aborted.",
         units.Short,
-        instant('max by (state) (fury_collector_run_info{run_id="$run"} == 1)', "{{state}}"),
+        instant(f"max by (state) ({of_collector('fury_collector_run_state', None)}) == 1", "{{state}}"),
         words=True,
     ).no_value("no collector")
     throughput = number(
@@ -91,7 +91,7 @@ def _run() -> list[Panel]:
     )
     skew = number(
         "Start skew",
-        "Time between the first and the last agent's first write.",
+        "How far apart the agents' first writes were at most, the uncertainty of the clock comparison included.",
         units.Seconds,
         target(f"max({of_collector('fury_collector_start_skew_seconds', None)}) >= 0", "skew"),
         steps=[(None, "green"), (0.1, "orange"), (1, "red")],

@@ -77,7 +77,7 @@ def _is_rescued(task: Any) -> bool:
     """True where a rescue section follows the failed task; what is said of the failure is said there."""
     inner, outer = task, task._parent
     while outer is not None:
-        if getattr(outer, "rescue", None) and inner in outer.block:
+        if getattr(outer, "rescue", None) and inner not in outer.rescue + outer.always:
             return True
         inner, outer = outer, outer._parent
     return False

@@ -279,9 +279,7 @@ def test_the_metrics_are_exactly_those_of_the_contract(collector: Collector) -> 
     }
     assert "process_open_fds" in names
     assert "_created" not in text
-    assert [line for line in text.splitlines() if RUN in line] == [
-        f'fury_collector_run_info{{run_id="{RUN}"}} 1.0'
-    ]
+    assert [line for line in text.splitlines() if RUN in line] == [f'fury_collector_run_info{{run_id="{RUN}"}} 1.0']
     assert [line for line in text.splitlines() if line.startswith("fury_collector_run_state")] == [
         f'fury_collector_run_state{{state="{state}"}} {float(state == "running")}'
         for state in ("arming", "starting", "running", "draining", "finished", "aborted")
@@ -326,7 +324,6 @@ def test_written_bytes_and_rates_come_from_the_heartbeats(collector: Collector) 
 def test_a_host_that_hides_its_cpu_and_memory_is_told_as_null(collector: Collector) -> None:
     """The three figures of the host may be null in a sample, no other may, and a repetition is still a duplicate."""
     hidden = dict.fromkeys(("host_cpu_ratio", "host_memory_used_bytes", "host_memory_total_bytes"))
-    assert counts(collector)["samples"] == 0
     sample = event(0, "sample", **hidden)
     assert collector.push("alecto", sample).get_json()["stored"] == 1
     assert collector.push("alecto", sample).get_json()["duplicates"] == 1

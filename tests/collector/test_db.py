@@ -248,3 +248,21 @@ def test_an_empty_file_is_not_made_a_database_by_a_reader(tmp_path: Path) -> Non
     with pytest.raises(BadInput, match="is not a Fury database: it is empty"):
         Database(path, create=False)
     assert path.stat().st_size == 0
+
+
+def test_a_reader_rolls_back_what_a_crash_has_cut_off(tmp_path: Path) -> None:
+    """Only then a file that is opened for reading is written to, since half a transaction is nothing to be read."""
+    path, copy = tmp_path / "fury.db", tmp_path / "copy.db"
+    opened(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("UPDATE runs SET state = 'half'")
+        connection.execute("CREATE TABLE filler AS SELECT randomblob(400000) AS noise")  # pages leave for the file
+        copy.write_bytes(path.read_bytes())
+        Path(f"{copy}-journal").write_bytes(Path(f"{path}-journal").read_bytes())
+        connection.rollback()
+    connection.close()
+    assert copy.stat().st_size > path.stat().st_size
+    reader = Database(copy, read_only=True)
+    assert [line.state for line in reader.list_runs()] == ["arming"]
+    reader.close()

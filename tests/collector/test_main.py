@@ -19,6 +19,7 @@ from fury_collector import wire
 from fury_collector.__main__ import cli, main
 from fury_collector.db import Database
 from fury_collector.errors import BadInput
+from fury_collector.rows import RunState
 
 from .conftest import CHUNK, NAMES, ROOT, RUN, life, plan
 
@@ -204,13 +205,13 @@ def test_no_damage_of_a_database_ends_in_a_traceback(
     """Whatever is damaged: it works none the less, or ends with 3 (2 if no run is to be seen) and one sentence."""
     raw = bytearray(database.read_bytes())
     chance = random.Random(seed)
-    pages = range(1, len(raw) // 4096)
+    pages = range(len(raw) // 4096)
     if seed % 2:
         for page in chance.sample(pages, len(pages) // 3):
-            raw[page * 4096 : page * 4096 + 4096] = chance.randbytes(4096)
+            raw[max(100, page * 4096) : page * 4096 + 4096] = chance.randbytes(4096 if page else 3996)
     else:
         for _ in range(300):
-            raw[chance.randrange(4096, len(raw))] ^= 1 << chance.randrange(8)
+            raw[chance.randrange(100, len(raw))] ^= 1 << chance.randrange(8)
     database.write_bytes(raw)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fury_collector", *arguments])
@@ -242,6 +243,14 @@ def test_the_pages_of_all_samples_damaged_end_a_report_and_an_export_with_3(data
         assert len(ended.stderr.splitlines()) == 1
 
 
+def test_help_for_a_full_disk_is_told_in_one_sentence() -> None:
+    """Also what is printed by no command of ours."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fury_collector", "--help"]
+        ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (3, "fury_collector: No space left on device\n")
+
+
 @pytest.mark.parametrize("arguments", [("runs",), ("report", "latest")])
 def test_an_output_that_takes_nothing_is_told_in_one_sentence_or_not_at_all(
     arguments: tuple[str, ...], database: Path
@@ -264,18 +273,11 @@ def test_reading_changes_nothing_not_even_a_file_that_may_not_be_written(
     """`runs`, `report` and `export` open the database for reading only: not a byte of it changes, nothing lies beside it."""
     before = database.read_bytes()
     opened: list[str] = []
-    connect = sqlite3.connect
-
-    def noted(path: Any, *arguments: Any, **options: Any) -> sqlite3.Connection:
-        opened.append(str(path))
-        return connect(path, *arguments, **options)
-
-    monkeypatch.setattr(sqlite3, "connect", noted)
+    sys.addaudithook(lambda name, details: opened.append(str(details[0])) if name == "sqlite3.connect" else None)
     for arguments in (["runs"], ["report", RUN], ["export", RUN, "--output", str(tmp_path / "o")]):
         monkeypatch.setattr(sys, "argv", ["fury_collector", *arguments, "--database", str(database)])
         main()
-    assert opened
-    assert all(path.endswith("?mode=ro") for path in opened)
+    assert set(opened) == {f"{database.as_uri()}?mode=ro"}
     assert database.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fury.db", "o"]
 
@@ -301,7 +303,7 @@ def test_a_database_whose_collector_was_killed_is_read_with_what_is_in_its_log(d
     """Read-only does not mean without the write-ahead log."""
     store = Database(database)
     store.start()
-    store.change(lambda c: c.exec_driver_sql("UPDATE runs SET state = 'draining'") and None).result(10)
+    store.record(1, [RunState(state="draining")]).result(10)
     reader = Database(database, read_only=True)
     assert [line.state for line in reader.list_runs()] == ["draining"]
     reader.close()

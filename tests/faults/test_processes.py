@@ -59,8 +59,8 @@ def test_a_paused_agent_is_late_and_recovers(run: Stress) -> None:
 
 
 def test_an_agent_that_ignores_sigterm_is_removed_all_the_same(run: Stress) -> None:
-    """A stopped process gets SIGKILL in the end; what it had issued is rescued; nothing is left."""
-    assert run.agent("stubborn")["verdict"] == "INCOMPLETE"
+    """One that is stopped can't answer SIGTERM; what it had issued is rescued; nothing is left."""
+    assert run.agent("stubborn")["rescued_events"] > 0
     assert run.agent("stubborn")["cleanup"] == "confirmed"
     assert left(run.fleet.host("stubborn")) == []
 

@@ -1,4 +1,4 @@
-"""The first schema: runs, agents, epochs, events of all kinds, messages and transitions."""
+"""The first schema: runs, agents, epochs, events of all kinds, messages, transitions, and what was refused."""
 
 from __future__ import annotations
 
@@ -39,6 +39,9 @@ def upgrade() -> None:
         sa.Column("reachable", sa.Boolean),
         sa.Column("cleanup", sa.String(16)),
         sa.Column("cleanup_detail", sa.Text),
+        sa.Column("drain_seconds", sa.Float, nullable=False, server_default="60"),
+        sa.Column("rescued_events", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("journal_damage", sa.Text),
         sa.UniqueConstraint("run_ref", "name"),
     )
     op.create_table(
@@ -79,9 +82,9 @@ def upgrade() -> None:
         sa.Column("written_bytes", sa.BigInteger, nullable=False),
         sa.Column("agent_cpu_ratio", sa.Float, nullable=False),
         sa.Column("agent_rss_bytes", sa.BigInteger, nullable=False),
-        sa.Column("host_cpu_ratio", sa.Float, nullable=False),
-        sa.Column("host_memory_used_bytes", sa.BigInteger, nullable=False),
-        sa.Column("host_memory_total_bytes", sa.BigInteger, nullable=False),
+        sa.Column("host_cpu_ratio", sa.Float),
+        sa.Column("host_memory_used_bytes", sa.BigInteger),
+        sa.Column("host_memory_total_bytes", sa.BigInteger),
         sa.Column("disk_free_bytes", sa.BigInteger, nullable=False),
         sa.Column("write_histogram", sa.Text, nullable=False),
         sa.Column("fsync_histogram", sa.Text, nullable=False),
@@ -113,4 +116,12 @@ def upgrade() -> None:
         sa.Column("t_wall", sa.Float, nullable=False),
         sa.Column("health", sa.String(16), nullable=False),
         sa.Column("silent_s", sa.Float, nullable=False),
+    )
+    op.create_table(
+        "refused",
+        sa.Column("agent_ref", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("epoch", sa.String(16), primary_key=True),
+        sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("sentence", sa.Text, nullable=False),
+        sqlite_with_rowid=False,
     )
