@@ -71,6 +71,11 @@ def _fail(verdict: Verdict, message: str, *, wants_json: bool = False) -> int:
 
 
 def _exit() -> NoReturn:
+    for name in ("stdout", "stderr"):
+        if (
+            getattr(sys, name) is None
+        ):  # started with the stream closed: nobody reads of it, the run is worth having all the same
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     code = main()
     try:
         sys.stdout.flush()

@@ -178,6 +178,13 @@ class _Agent:
         self.chunks.claim()
         self._resume()
         self.facts = {**host_facts(self.chunks.path), "journal": self._journal_place(base)}
+        self.console.say(
+            f"storage: {self.facts.get('file_system', 'unknown')} on {self.facts.get('device', 'unknown')}"
+        )
+        if self.facts.get("file_system") in ("tmpfs", "ramfs"):
+            self.console.say(
+                f"warning: {self.chunks.path} is memory, not a disk; its figures say nothing about storage"
+            )
         if not self.chunks.allocate(
             slots=config.keep, size=config.chunk_bytes, floor=config.free_floor_bytes, stopped=self._stopped
         ):

@@ -282,6 +282,8 @@ class Events:
                 if event is None:
                     continue
                 self._tally(event.epoch).stored += 1
+                if self._log is not None:
+                    self._log(event.epoch, event.seq, "stored")
                 if not self._journalled or (event.kind == "heartbeat" and event is not self._beat_taken):
                     continue
                 if self._unsaved.pop(key, None) is None:
