@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CHUNK_MB ?= 20
 MINUTES ?= 1
 
-.PHONY: help setup run teardown lint test packages lock clean
+.PHONY: help setup run teardown lint test soak packages lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,9 @@ lint: $(VENV)/.dev ## ruff, mypy, ansible-lint, yamllint, shellcheck, and the ge
 
 test: packages $(VENV)/.dev ## everything that is tested
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+soak: packages $(VENV)/.dev ## 30 minutes of random faults on real hosts (MINUTES=…, SEED=…)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults.soak --minutes $(if $(filter command%,$(origin MINUTES)),$(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 # Debian packages that the tests run beside Fury; only as root on Debian-like systems, elsewhere such tests skip and say why.
 packages:

@@ -113,7 +113,8 @@ def turns(directory: Path, *, pairs: int, chunk_mb: int) -> list[float]:
         collector.wait(30)
         with contextlib.closing(sqlite3.connect(home / "fury.db")) as database:
             rows = database.execute("SELECT t_mono_ns, bytes FROM rollovers ORDER BY t_mono_ns").fetchall()
-    times, written = [row[0] / 1e9 for row in rows], [0.0]
+    times: list[float] = [row[0] / 1e9 for row in rows]
+    written = [0.0]
     for _, size in rows:
         written.append(written[-1] + size)
 

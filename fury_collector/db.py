@@ -283,7 +283,7 @@ class Database:
                 version = None
                 if "alembic_version" in names:
                     version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-        except DBAPIError as error:
+        except (DBAPIError, UnicodeDecodeError) as error:
             raise Precondition(
                 f"{self.path} cannot be used as a database ({_cause(error)}): name another file"
             ) from None
@@ -498,7 +498,7 @@ class Database:
         try:
             with self._read_engine.begin() as connection:
                 yield connection
-        except DBAPIError as error:
+        except (DBAPIError, UnicodeDecodeError) as error:
             raise Precondition(
                 f"{self.path} cannot be read ({_cause(error)}): restore a copy, or name another"
             ) from None
@@ -840,5 +840,7 @@ def _json(value: object) -> str:
 
 def _cause(error: BaseException) -> str:
     """The database's own words, without SQLAlchemy's additions and on one line."""
+    if isinstance(error, UnicodeDecodeError):  # SQLite's words quote what is damaged
+        return " ".join(error.object.decode("utf-8", "replace").split())
     original = getattr(error, "orig", None) or error
     return " ".join(str(original).split()) or type(original).__name__

@@ -266,3 +266,12 @@ def test_a_reader_rolls_back_what_a_crash_has_cut_off(tmp_path: Path) -> None:
     reader = Database(copy, read_only=True)
     assert [line.state for line in reader.list_runs()] == ["arming"]
     reader.close()
+
+
+def test_a_damaged_schema_is_told_in_one_sentence(tmp_path: Path) -> None:
+    """Even if SQLite's own words about it are not UTF-8."""
+    path = tmp_path / "fury.db"
+    opened(path).close()
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE epochs (", b"CREATE T\xb4BLE epochs ("))
+    with pytest.raises(Precondition, match=r"cannot be used as a database \(.*\): name another file"):
+        Database(path, read_only=True)
