@@ -34,7 +34,9 @@ class Here:
         without_root = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
         options = ["-e", f"fury_results={self.directory}/results", "-e", f"fury_collector_port={PORT}"]
         options += ["-e", f"directory={self.directory}/chunks"]
-        return [*without_root, PLAYBOOK, playbook, *(options if playbook == "run.yml" else []), *more]
+        if playbook == "teardown.yml":
+            options = ["-e", f"fury_collector_port={PORT}"]
+        return [*without_root, PLAYBOOK, playbook, *options, *more]
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "HOME": str(self.directory / "home"), "XDG_STATE_HOME": "", "XDG_RUNTIME_DIR": ""}

@@ -1029,15 +1029,23 @@ def _remove_user(user: str) -> List[str]:
     return [f"user {user}"]
 
 
-def remove_everything(*, base: Optional[str] = None, dry: bool = False) -> List[str]:
+def remove_everything(*, base: Optional[str] = None, collector: Optional[str] = None, dry: bool = False) -> List[str]:
     """Take every Fury service off this host, whoever put it there, and say what that was; [] if there was nothing.
 
+    collector: of collectors only the one of this name (its port); runs of others may share a controller.
     One that can't be removed keeps none of the others; they are all told in the HostError.
     """
     root = Path(base) if base else base_directory()
+    spared = re.compile(
+        r"$^" if collector is None else rf"fury-(reaper-)?collector-(?!{re.escape(slug(collector))}(\.|$))"
+    )
     services = [Service(kind=kind, name=name, base=str(root)) for kind, name in _homes(root)]
     systemd = runs_systemd() and os.geteuid() == 0 and not base
-    strays = sorted(p.name for p in UNITS.glob("fury-*") if OWN_UNIT.match(p.name)) if systemd else []
+    strays = (
+        sorted(p.name for p in UNITS.glob("fury-*") if OWN_UNIT.match(p.name) and not spared.match(p.name))
+        if systemd
+        else []
+    )
     for name in strays:
         home = _unit_home((UNITS / name).read_text(errors="replace"))
         if home is not None and home.parent != root and home.is_dir():  # put there with a base of its own
@@ -1048,7 +1056,7 @@ def remove_everything(*, base: Optional[str] = None, dry: bool = False) -> List[
             ]
     removed: List[str] = []
     failed: List[str] = []
-    for service in {service.home: service for service in services}.values():
+    for service in {service.home: service for service in services if not spared.match(service.unit)}.values():
         try:
             removed += service.remove(dry=dry)
         except HostError as error:
@@ -1059,7 +1067,7 @@ def remove_everything(*, base: Optional[str] = None, dry: bool = False) -> List[
                 home = _unit_home((UNITS / name).read_text(errors="replace"))
                 removed += [name] if dry else _remove_units([name], home or Path("/"))
             for entry in pwd.getpwall():
-                if OWN_USER.match(entry.pw_name) and entry.pw_gecos == USER_COMMENT:
+                if OWN_USER.match(entry.pw_name) and entry.pw_gecos == USER_COMMENT and not spared.match(entry.pw_name):
                     removed += [f"user {entry.pw_name}"] if dry else _remove_user(entry.pw_name)
     if not dry:
         with _in_words(f"{root} can't be removed"), _locked(root, make=False):

@@ -71,6 +71,9 @@ options:
     description: A port that has to be free (O(state=checked)); 0 for none.
     type: int
     default: 0
+  collector:
+    description: With O(state=absent) and no name, of collectors remove only this one; others may be another run's.
+    type: str
   digest:
     description: The archive's sha256; the action plugin fills it in.
     type: str
@@ -124,6 +127,7 @@ def main() -> None:
             "need_bytes": {"type": "int", "default": 0},
             "port": {"type": "int", "default": 0},
             "ready_file": {"type": "str"},
+            "collector": {"type": "str"},
             "log": {"type": "str"},
         },
         required_if=[
@@ -141,7 +145,7 @@ def main() -> None:
         )
     try:
         if wanted["state"] == "absent" and not wanted["name"]:
-            removed = remove_everything(base=wanted["base"], dry=module.check_mode)
+            removed = remove_everything(base=wanted["base"], collector=wanted["collector"], dry=module.check_mode)
             module.exit_json(changed=bool(removed), removed=removed)
         service = Service(kind=wanted["kind"], name=wanted["name"], base=wanted["base"], mode=wanted["mode"])
         about = {"mode": service.mode, "home": str(service.home)}

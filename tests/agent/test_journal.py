@@ -537,8 +537,14 @@ class Delivery(RuleBasedStateMachine):
         assert counts.pending >= 0
 
     def teardown(self) -> None:
-        if not hasattr(self, "home"):
-            return
+        if hasattr(self, "home"):
+            try:
+                self._judge()
+            finally:
+                self.keeper._journal.close()
+                shutil.rmtree(self.home)
+
+    def _judge(self) -> None:
         if self.full:
             self.free_the_disk()
         for _ in range(10_000):
@@ -560,7 +566,6 @@ class Delivery(RuleBasedStateMachine):
         assert set(self.collected) <= set(self.issued)
         counts = self.events.counts()
         assert counts.pending == 0
-        shutil.rmtree(self.home)
 
 
 TestDelivery = Delivery.TestCase
