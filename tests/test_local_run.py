@@ -213,6 +213,29 @@ def test_a_second_run_at_the_same_time_is_refused_with_the_firsts_name(here: Her
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_of_two_runs_at_the_same_instant_one_passes_and_the_other_says_which(here: Here) -> None:
+    """Neither takes away what the other has just put there."""
+    both = [
+        subprocess.Popen(
+            here.argv("run.yml", "-e", "seconds=3"),
+            cwd=REPO,
+            env=here.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    here.started += both
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert sorted(process.returncode == 0 for process in both) == [False, True], outputs
+    passed, refused = sorted(outputs, key=lambda output: "PASS: 3 of 3" not in output)
+    first = re.search(r"^run (\S+):", passed, re.M)
+    assert first is not None
+    assert first.group(1) in refused, refused
+    assert here.left() == []
+
+
 def test_a_duration_too_short_for_two_rollovers_is_refused_with_what_would_do(here: Here) -> None:
     """The two-rollover rule: PRECONDITION names the rate it saw and the minutes or chunk size that would do."""
     done = here.play("run.yml", "-e", "seconds=1", "-e", "chunk_mb=5000", "-e", "keep=1", "--limit", "alecto")

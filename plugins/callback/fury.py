@@ -77,8 +77,9 @@ def _is_rescued(task: Any) -> bool:
     """True where a rescue section follows the failed task; what is said of the failure is said there."""
     inner, outer = task, task._parent
     while outer is not None:
-        if getattr(outer, "rescue", None) and inner not in outer.rescue + outer.always:
-            return True
+        if getattr(outer, "rescue", None):
+            # Compared by uuid: what runs is a copy of what stands in the block.
+            return inner._uuid not in {one._uuid for one in outer.rescue + outer.always}
         inner, outer = outer, outer._parent
     return False
 

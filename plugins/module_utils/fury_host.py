@@ -584,6 +584,7 @@ class Service:
             with _in_words(f"{self.kind} {self.name} can't be started"):
                 self._check_base()
             with _in_words(f"{self.kind} {self.name} can't be started"), _locked(self.base, make=True):
+                self._check_others(run_id)  # again, now that nobody can come in between
                 self._sweep()
                 _, notes = self._remove()
                 if notes:

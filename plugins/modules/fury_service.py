@@ -150,7 +150,7 @@ def main() -> None:
         service = Service(kind=wanted["kind"], name=wanted["name"], base=wanted["base"], mode=wanted["mode"])
         about = {"mode": service.mode, "home": str(service.home)}
         if wanted["state"] == "absent":
-            removed = service.remove(directory=wanted["directory"], dry=module.check_mode)
+            removed = service.remove(directory=wanted["directory"], run_id=wanted["run_id"], dry=module.check_mode)
             module.exit_json(changed=bool(removed), removed=removed, **about)
         if wanted["state"] == "stopped":
             module.exit_json(changed=service.stop(dry=module.check_mode), **about)

@@ -9,6 +9,7 @@ exit code is 1 if a run did not pass, the oracle found something, or anything wa
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import secrets
 import shutil
@@ -27,6 +28,8 @@ from tests.faults.stress import PLAYBOOK, REPO, Stress, agent_pid, judge, left
 from tests.hosts.lab import Fleet, Host, LabError
 
 SECONDS = 24
+PORT = 20_000 + os.getpid() % 10_000
+"""A collector's home on the controller is named after its port, and all fleets share this machine's files."""
 _EARLIEST_S = 1.0
 _LATEST_HEAL_S = SECONDS - 2.0
 _LATEST_KILL_S = SECONDS - 8.0
@@ -214,7 +217,7 @@ def soak(*, minutes: float, seed: int, directory: Path | None = None) -> int:
             print(f"run {runs}: " + "; ".join(str(fault) for fault in faults), flush=True)
             where = base / f"run-{runs}"
             where.mkdir()
-            variables = {"seconds": SECONDS, "chunk_mb": 4, "fury_collector_port": 49475}
+            variables = {"seconds": SECONDS, "chunk_mb": 4, "fury_collector_port": PORT}
             stress = Stress(fleet, where, variables)
             wrong = one_run(stress, faults, sums)
             bad += bool(wrong)
