@@ -211,15 +211,22 @@ class _Ledger:
 
 
 def clean_leftovers() -> list[str]:
-    """Undo every fleet whose owner is dead; the ids of those fleets."""
+    """Undo every fleet whose owner is dead; the ids of those fleets.
+
+    One that can't be undone (held by somebody, or of another version of this lab) is said and left: fleets don't share
+    anything, so that it is in no new one's way.
+    """
     cleaned = []
     _STATE.mkdir(parents=True, exist_ok=True)
     with _locked(_STATE / "lock"):
         for path in sorted(_STATE.glob("*.json")):
-            pid, started = json.loads(path.read_text())["owner"]
-            if _started(pid) != started:
-                _Ledger.load(path).undo()
-                cleaned.append(path.stem)
+            try:
+                ledger = _Ledger.load(path)
+                if _started(ledger.owner[0]) != ledger.owner[1]:
+                    ledger.undo()
+                    cleaned.append(path.stem)
+            except (LabError, KeyError, ValueError) as error:
+                print(f"lab: {path.stem} can't be cleaned: {type(error).__name__}: {error}", file=sys.stderr)
     return cleaned
 
 
