@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.stress import PLAYBOOK, REPO, Stress
+from tests.faults.stress import Stress
 from tests.hosts.conftest import lab
 from tests.hosts.lab import Fleet
 
@@ -28,5 +28,4 @@ def stress(tmp_path: Path) -> Iterator[Callable[..., Stress]]:
     yield start
     for one in started:
         one.kill()
-        argv = [PLAYBOOK, "-i", str(tmp_path / "inventory"), "teardown.yml"]
-        one.fleet.controller_run(argv, cwd=REPO)
+        one.teardown()

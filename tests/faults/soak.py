@@ -24,11 +24,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.stress import PLAYBOOK, REPO, Stress, agent_pid, judge, left
+from tests.faults.stress import Stress, agent_pid, judge, left
 from tests.hosts.lab import Fleet, Host, LabError
 
 SECONDS = 24
-PORT = 20_000 + os.getpid() % 10_000
 """A collector's home on the controller is named after its port, and all fleets share this machine's files."""
 _EARLIEST_S = 1.0
 _LATEST_HEAL_S = SECONDS - 2.0
@@ -196,7 +195,7 @@ def one_run(stress: Stress, faults: Sequence[Fault], sums: Counter[str]) -> list
         if remains:
             wrong.append(f"left on {host.name}: {', '.join(remains)}")
     if wrong:
-        stress.fleet.controller_run([PLAYBOOK, "-i", str(stress.directory / "inventory"), "teardown.yml"], cwd=REPO)
+        stress.teardown()
         wrong.append("the terminal's last lines:\n" + "\n".join(stress.output.splitlines()[-15:]))
     return wrong
 
@@ -217,7 +216,7 @@ def soak(*, minutes: float, seed: int, directory: Path | None = None) -> int:
             print(f"run {runs}: " + "; ".join(str(fault) for fault in faults), flush=True)
             where = base / f"run-{runs}"
             where.mkdir()
-            variables = {"seconds": SECONDS, "chunk_mb": 4, "fury_collector_port": PORT}
+            variables = {"seconds": SECONDS, "chunk_mb": 4}
             stress = Stress(fleet, where, variables)
             wrong = one_run(stress, faults, sums)
             bad += bool(wrong)

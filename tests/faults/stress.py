@@ -26,6 +26,7 @@ from tests.hosts.lab import Fleet, Host
 REPO = Path(__file__).parents[2]
 PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
 EVENT_LOG = "/var/tmp/issued.log"
+PORT = 20000 + os.getpid() % 10000  # of this test process: another's collector on the same machine is not met
 Key = tuple[str, int]
 
 
@@ -58,6 +59,7 @@ class Stress:
             "drain_seconds": 20,
             "allow_few_rollovers": True,
             "event_log": EVENT_LOG,
+            "fury_collector_port": PORT,
             "fury_results": str(self.directory / "results"),
             **self.variables,
         }
@@ -95,6 +97,11 @@ class Stress:
                 child.kill()
             self.process.kill()
             self.process.wait(10)
+
+    def teardown(self) -> subprocess.CompletedProcess[str]:
+        """teardown.yml over the same hosts."""
+        argv = [PLAYBOOK, "-i", str(self.directory / "inventory"), "teardown.yml", "-e", f"fury_collector_port={PORT}"]
+        return self.fleet.controller_run(argv, cwd=REPO)
 
     def interrupt(self) -> None:
         """Ctrl-C."""

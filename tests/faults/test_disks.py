@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.stress import PLAYBOOK, REPO, Stress, judge, left
+from tests.faults.stress import Stress, judge, left
 from tests.hosts.lab import DISK, Fleet, Host, HostSpec
 
 pytestmark = pytest.mark.hosts
@@ -75,7 +75,7 @@ def run(lab: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stress]
         HostSpec("readonly", "bullseye", disk_mb=300),
         HostSpec("healthy", "bookworm", disk_mb=300),
     ]
-    variables = {"seconds": SECONDS, "chunk_mb": CHUNK_MB, "directory": DISK, "fury_collector_port": 49475}
+    variables = {"seconds": SECONDS, "chunk_mb": CHUNK_MB, "directory": DISK}
     with Fleet(specs) as fleet:
         stress = Stress(fleet, tmp_path_factory.mktemp("disks"), variables)
         stress.start()
@@ -88,7 +88,7 @@ def run(lab: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stress]
             yield stress
         finally:
             stress.kill()
-            fleet.controller_run([PLAYBOOK, "-i", str(stress.directory / "inventory"), "teardown.yml"], cwd=REPO)
+            stress.teardown()
 
 
 def test_a_disk_that_fills_up_ends_its_agent_at_the_floor(run: Stress) -> None:
@@ -162,7 +162,7 @@ def test_mended_disks_are_cleaned_and_can_be_used_again(run: Stress, tmp_path: P
     (disk_of(fleet.host("full")) / "filler").unlink()
     for name in ("writeback", "readonly"):
         mend(fleet.host(name))
-    done = fleet.controller_run([PLAYBOOK, "-i", str(run.directory / "inventory"), "teardown.yml"], cwd=REPO)
+    done = run.teardown()
     assert done.returncode == 0, done.stdout + done.stderr
     for host in fleet.hosts:
         assert left(host) == []
@@ -179,7 +179,7 @@ def test_too_little_room_is_refused_before_anything_is_changed(lab: None, stress
     with Fleet([HostSpec("small", "bookworm", disk_mb=60)]) as fleet:
         host = fleet.host("small")
         before = (host.root / "etc/passwd").read_bytes()
-        run = stress(fleet, seconds=5, chunk_mb=CHUNK_MB, directory=DISK, fury_collector_port=49475)
+        run = stress(fleet, seconds=5, chunk_mb=CHUNK_MB, directory=DISK)
         assert run.finish(90) != 0
         assert run.verdict().startswith("PRECONDITION: "), run.output
         assert re.search(r"\d+ bytes free, \d+ are needed", run.output), run.output

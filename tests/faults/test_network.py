@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.stress import PLAYBOOK, REPO, Stress, judge, left
+from tests.faults.stress import Stress, judge, left
 from tests.hosts.lab import Fleet, Host, HostSpec
 
 pytestmark = pytest.mark.hosts
@@ -69,7 +69,7 @@ def run(lab: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stress]
         finally:
             stress.kill()
             fleet.host("pulled").link_up()
-            fleet.controller_run([PLAYBOOK, "-i", str(stress.directory / "inventory"), "teardown.yml"], cwd=REPO)
+            stress.teardown()
 
 
 @pytest.mark.parametrize("name", [*HEALED, "slow"])
@@ -112,7 +112,7 @@ def test_after_it_all_a_run_passes_and_nothing_is_left(run: Stress, tmp_path: Pa
     """teardown.yml cleans the host that was away; then every host can be used again."""
     fleet = run.fleet
     fleet.host("pulled").link_up()
-    done = fleet.controller_run([PLAYBOOK, "-i", str(run.directory / "inventory"), "teardown.yml"], cwd=REPO)
+    done = run.teardown()
     assert done.returncode == 0, done.stdout + done.stderr
     fleet.host("slow").net(["tc", "qdisc", "del", "dev", "eth0", "root"])
     again = Stress(fleet, tmp_path, {"seconds": 3})

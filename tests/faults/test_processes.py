@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.stress import PLAYBOOK, REPO, Stress, agent_pid, judge, left
+from tests.faults.stress import Stress, agent_pid, judge, left
 from tests.hosts.lab import Fleet, HostSpec
 
 pytestmark = pytest.mark.hosts
@@ -39,7 +39,7 @@ def run(lab: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stress]
             yield stress
         finally:
             stress.kill()
-            fleet.controller_run([PLAYBOOK, "-i", str(stress.directory / "inventory"), "teardown.yml"], cwd=REPO)
+            stress.teardown()
 
 
 def test_a_killed_agent_comes_back_and_writes_on_for_the_remaining_time(run: Stress) -> None:
