@@ -9,7 +9,6 @@ exit code is 1 if a run did not pass, the oracle found something, or anything wa
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import secrets
 import shutil
