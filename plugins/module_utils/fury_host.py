@@ -343,9 +343,17 @@ def _locked(base: Path, *, make: bool) -> Iterator[None]:
 
 def _take_lock(base: Path, make: bool) -> Optional[int]:
     give_up = time.monotonic() + LOCK_SECONDS
+    patience = 100
     while True:
         if make:
-            _make_base(base)
+            try:
+                _make_base(base)
+            except FileNotFoundError:
+                patience -= 1
+                if not patience:  # not whoever was the last to leave, but a place where nothing can be made
+                    raise
+                time.sleep(0.01)
+                continue  # what we were just making was removed by the last to leave
         try:
             descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:

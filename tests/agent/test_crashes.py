@@ -43,7 +43,7 @@ class Home:
 
     def issued(self) -> Dict[Key, str]:
         """Every number that was given out, by the log outside the delivery."""
-        lines = [line.split() for line in self.log.read_text().splitlines()]
+        lines = [line.split() for line in self.log.read_text().splitlines() if not line.endswith(" stored")]
         issued = {(epoch, int(seq)): kind for epoch, seq, kind in lines}
         assert len(issued) == len(lines), "a number was given out twice"
         return issued

@@ -622,11 +622,14 @@ def test_the_lock_is_passed_on_whatever_happens_while_it_is_held(here: Here) -> 
 
 
 def test_one_agent_installed_and_removed_by_several_at_once(here: Here) -> None:
-    """They take turns: none sees what another has half done, and the last word holds."""
+    """They take turns: none sees what another has half done, a second run is refused by name, and the last word holds."""
 
     def ask(number: int) -> None:
         if number % 3:
-            here.start(run_id=f"r{number}", wait=False)
+            try:
+                here.start(run_id=f"r{number}", wait=False)
+            except HostError as error:
+                assert "is still running here" in str(error)  # noqa: PT017 - any other refusal fails the test
         else:
             here.service().remove()
 
