@@ -475,12 +475,18 @@ class Service:
             )
         if os.path.lexists(self.home) and not self._is_ours():
             raise self._not_ours()
-        existing = next(path for path in [self.base, *self.base.parents] if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        existing, fits, flags = self.base, False, 0
+        for _ in range(100):  # the base may just be going away with the last that lay there
+            existing = next(path for path in [self.base, *self.base.parents] if path.exists())
+            with contextlib.suppress(FileNotFoundError):
+                fits = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+                flags = os.statvfs(existing).f_flag
+                break
+        if not fits:
             raise HostError(
                 f"{existing} is no directory that uid {os.geteuid()} can write to; name another with -e fury_base"
             )
-        if self.kind == "agent" and os.statvfs(existing).f_flag & os.ST_NOEXEC:
+        if self.kind == "agent" and flags & os.ST_NOEXEC:
             raise HostError(
                 f"{existing} is mounted noexec, and the agent's libraries can't be loaded from there; "
                 "name another place for them with -e fury_base"
