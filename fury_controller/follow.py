@@ -26,15 +26,6 @@ class Outcome:
     start_skew_s: float | None
 
 
-def human_bytes(count: float) -> str:
-    """``count`` bytes as a person reads them, in powers of ten like the chunk sizes."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
-
-
 def names(some: list[str], most: int = 5) -> str:
     """``some`` names as a list for a sentence, at most ``most`` of them spelled out."""
     spelled = ", ".join(some[:most])

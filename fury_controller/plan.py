@@ -77,7 +77,7 @@ def make_plan(
         agent = _agent(name, hostvars[name], extra_vars, run_id=run_id, run=run, collector=collector, problems=problems)
         if agent is not None:
             planned[name] = agent
-    problems += _collisions(planned, hostvars)
+    problems += _collisions(planned)
     if problems:
         raise BadInput(_grouped(problems))
     _add_up_space(planned)
@@ -346,7 +346,7 @@ def _agent(
     }
 
 
-def _collisions(planned: Mapping[str, Mapping[str, Any]], hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _collisions(planned: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Agents of one machine that would be in each other's way."""
     problems = []
     taken: dict[tuple[str, int], str] = {}
