@@ -114,19 +114,16 @@ class ActionModule(ActionBase):
 
     @staticmethod
     def _cleanup(variables: Mapping[str, Any]) -> dict[str, Any]:
-        removed: Mapping[str, Any] = variables.get("__fury_agent_removed", {})
-        failure = variables.get("fury_agent_removal_failure")
-        if "fury_agent_gather_failure" in variables and removed.get("skipped"):
-            kept = (
-                f"its events could not be fetched ({variables['fury_agent_gather_failure']}) and stay there until then"
-            )
-            return {"reachable": True, "cleanup": "unconfirmed", "detail": kept}
-        if removed.get("unreachable"):
-            return {
-                "reachable": False,
-                "cleanup": "unconfirmed",
-                "detail": f"unreachable: {removed.get('msg', '')}".strip(),
-            }
-        if failure or "removed" not in removed:
-            return {"reachable": True, "cleanup": "unconfirmed", "detail": failure or "its removal did not run"}
-        return {"reachable": True, "cleanup": "confirmed", "detail": ""}
+        asked = [variables.get(f"__fury_agent_{what}", {}) for what in ("stopped", "journal", "removed")]
+        removed: Mapping[str, Any] = asked[-1]
+        if "removed" in removed:
+            return {"reachable": True, "cleanup": "confirmed", "detail": ""}
+        for answer in (answer for each in asked for answer in (*each.get("results", ()), each)):
+            if answer.get("unreachable"):
+                detail = f"unreachable: {answer.get('msg', '')}".strip()
+                return {"reachable": False, "cleanup": "unconfirmed", "detail": detail}
+        detail = variables.get("fury_agent_removal_failure", "its removal did not run")
+        if removed.get("skipped"):
+            failure = variables.get("fury_agent_gather_failure", "failed without a word")
+            detail = f"its events could not be fetched ({failure}) and stay there until then"
+        return {"reachable": True, "cleanup": "unconfirmed", "detail": detail}

@@ -42,6 +42,25 @@ def test_a_collector_dead_from_the_first_second_loses_nothing(fleet: Fleet, stre
     check(run)
 
 
+def test_a_host_that_is_away_while_its_journal_is_to_be_fetched_loses_nothing(
+    fleet: Fleet, stress: Callable[..., Stress]
+) -> None:
+    """The collector is dead, and the host's cable is out until the first fetch has failed: it is asked once more."""
+    run = stress(fleet, seconds=10, drain_seconds=5)
+    run.await_output(r"^started: ")
+    run.collector().kill()
+    time.sleep(12)
+    away = fleet.host("deb12")
+    away.link_down()
+    try:
+        run.await_output(r"when the run was over")
+        time.sleep(38)
+    finally:
+        away.link_up()
+    assert run.finish() == 0, run.output
+    check(run)
+
+
 def test_a_collector_that_hangs_for_a_minute_loses_nothing(fleet: Fleet, stress: Callable[..., Stress]) -> None:
     """SIGSTOP for 60 s: connections stay open and nothing is answered; after it everything arrives by itself."""
     run = stress(fleet, seconds=75)

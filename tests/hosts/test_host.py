@@ -599,7 +599,7 @@ def test_a_second_run_is_refused_with_the_firsts_name(here: Here) -> None:
 
 def test_a_late_reaper_leaves_the_next_run_alone(here: Here) -> None:
     """It was armed for a run, and goes when that one's home has become another's."""
-    here.start()
+    here.start().remove()
     service = here.start(run_id="r2")
     reaper = [sys.executable, "-I", str(HOST_CODE), "reap", "--home", str(service.home), "--run-id"]
     assert subprocess.run([*reaper, "r1"], check=False).returncode == 1
