@@ -48,6 +48,7 @@ def event(seq: int) -> dict[str, Any]:
             "kind": "sample",
             "interval_s": 10.0,
             "written_bytes": seq * 20_000_768,
+            "read_bytes": 0,
             "agent_cpu_ratio": 0.11,
             "agent_rss_bytes": 31_000_000,
             "host_cpu_ratio": 0.4,
@@ -56,6 +57,7 @@ def event(seq: int) -> dict[str, Any]:
             "disk_free_bytes": 10**11,
             "write_histogram": HISTOGRAM,
             "fsync_histogram": HISTOGRAM,
+            "read_histogram": HISTOGRAM,
         }
     if seq % 20 == 19:
         return {
@@ -71,8 +73,10 @@ def event(seq: int) -> dict[str, Any]:
         "kind": "rollover",
         "chunk": seq,
         "bytes": 20_000_768,
+        "ramp_bytes": 0,
         "seconds": 0.0412 + seq % 7 * 1e-4,
         "fsync_seconds": 0.00213,
+        "read_seconds": None,
         "write_p50_s": 0.001013,
         "write_p99_s": 0.0019,
         "write_max_s": 0.00311,

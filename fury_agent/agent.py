@@ -34,18 +34,13 @@ from fury_agent.console import (
 )
 from fury_agent.events import Event, EventLog, Events
 from fury_agent.histogram import Histogram
+from fury_agent.honesty import Honesty, Watch, notes
 from fury_agent.journal import JOURNAL_NAME, Keeper, forget_epochs, read_epochs, remember_epoch
-from fury_agent.metrics import (
-    HostSampler,
-    MetricsServer,
-    Reading,
-    device_written_bytes,
-    host_facts,
-    make_registry,
-)
+from fury_agent.machine import facts as machine_facts
+from fury_agent.metrics import HostSampler, MetricsServer, Reading, make_registry
 from fury_agent.result import write_result
-from fury_agent.verdict import DiskError, FuryError, Verdict
-from fury_agent.writer import Progress, Ring, Rollover, Writer
+from fury_agent.verdict import DiskError, FuryError, StorageError, Verdict
+from fury_agent.writer import Progress, Ring, Rollover, Work, Writer
 
 _TICK_S = 0.5
 _READY_APART_S = 0.5
@@ -83,7 +78,7 @@ def check(config: Config) -> None:
         check_directory(config.state_directory, "state_directory", system_allowed=True)
     chunks = ChunkDirectory(base, agent=config.name, run_id=config.run_id)
     chunks.inspect()
-    chunks.require_space(needed=config.keep * config.chunk_bytes, floor=config.free_floor_bytes)
+    chunks.require_space(needed=config.ring_bytes, floor=config.free_floor_bytes)
 
 
 def run(config: Config, *, console: Console, debug: bool = False) -> Result:
@@ -123,6 +118,7 @@ class _Agent:
         self.processes = 1
         self.best_exchange: Optional[Exchange] = None
         self.fresh_rollovers: Deque[Rollover] = collections.deque()
+        self.rollovers_told = 0
         self.writer_ended = False
         self.writer_stuck = False
         self.stop_reason: Optional[str] = None
@@ -131,12 +127,13 @@ class _Agent:
         self.errors = 0
         self.collector_unreachable = False
         self.cleanup_left: Optional[str] = None
-        self.device_before: Optional[int] = None
-        self.device_bytes: Optional[int] = None
+        self.watch: Optional[Watch] = None
+        self.honesty = Honesty()
         self.cpu_before_s: Optional[float] = None
         self.cpu_s = 0.0
         self.sampled_write = Histogram()
         self.sampled_fsync = Histogram()
+        self.sampled_read = Histogram()
         self.verdict = Verdict.INCOMPLETE
         self.reason = "it did not come to its end"
 
@@ -149,7 +146,7 @@ class _Agent:
                     self._write(start_s)
                     self._judge()
                 except FuryError as error:
-                    if isinstance(error, DiskError):
+                    if isinstance(error, StorageError):
                         self._record(error)
                     self._conclude(error.verdict, error.message)
                 except Exception as error:  # noqa: BLE001 - nothing unforeseen may keep it from cleaning up and saying so
@@ -172,12 +169,12 @@ class _Agent:
         self.chunks = ChunkDirectory(base, agent=config.name, run_id=config.run_id)
         self._open_journal(base)
         self.console.say(
-            f"{config.name} is preparing {count_text(config.keep, 'chunk')} of {config.chunk_mb} MB "
+            f"{config.name} is preparing {count_text(config.jobs * config.keep, 'chunk')} of {config.chunk_mb} MB "
             f"in {self.chunks.path} (run {config.run_id})"
         )
         self.chunks.claim()
         self._resume()
-        self.facts = {**host_facts(self.chunks.path), "journal": self._journal_place(base)}
+        self.facts = {**machine_facts(self.chunks.path), "journal": self._journal_place(base)}
         self.console.say(
             f"storage: {self.facts.get('file_system', 'unknown')} on {self.facts.get('device', 'unknown')}"
         )
@@ -186,33 +183,81 @@ class _Agent:
                 f"warning: {self.chunks.path} is memory, not a disk; its figures say nothing about storage"
             )
         if not self.chunks.allocate(
-            slots=config.keep, size=config.chunk_bytes, floor=config.free_floor_bytes, stopped=self._stopped
+            slots=config.jobs * config.keep,
+            size=config.chunk_bytes,
+            floor=config.free_floor_bytes,
+            stopped=self._stopped,
+            reserve=config.files == "reuse",
         ):
             raise self._stopped_early()
-        ring = Ring(
-            slots=config.keep,
-            chunk_bytes=config.chunk_bytes,
-            open_slot=self.chunks.open_slot,
-            slot_path=self.chunks.slot_path,
-            free_bytes=self.chunks.free_bytes,
-            free_floor_bytes=config.free_floor_bytes,
-        )
-        self.writer = Writer(
-            ring,
-            block_bytes=config.block_bytes,
-            identity=f"{config.run_id}/{config.name}/{self.epoch}",
-            on_start=self._on_start,
-            on_rollover=self._on_rollover,
-            on_end=self._on_writer_end,
-        )
-        self.calibrated = self.writer.calibrate(stopped=self._stopped)
+        self.writer = self._make_writer(self.chunks)
+        try:
+            self.calibrated = self.writer.calibrate(stopped=self._stopped)
+        except DiskError as error:
+            if config.io == "direct" and error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise self._no_direct("refused it") from error
+            raise
         if self.stop_reason:
             raise self._stopped_early()
+        self._confirm_io()
         self._require_two_rollovers()
         registry = make_registry(self._read, run_id=config.run_id, version=__version__, directory=self.chunks.path)
         address = config.metrics_address or own_address(config.collector_url)
         self.metrics = MetricsServer(registry, address=address, port=config.metrics_port)
         self.console.say(f"metrics: {self.metrics.url}")
+
+    def _make_writer(self, chunks: ChunkDirectory) -> Writer:
+        config = self.config
+        flags = {"buffered": 0, "direct": os.O_DIRECT, "sync": os.O_SYNC}[config.io]
+        new = config.files == "new"
+        ring = Ring(
+            chunk_bytes=config.chunk_bytes,
+            open_slot=lambda slot: chunks.open_slot(slot, flags, new=new),
+            open_back=chunks.open_back,
+            settle=chunks.settle if new else None,
+            slot_path=chunks.slot_path,
+            free_bytes=lambda slot: chunks.free_beside(slot, config.chunk_bytes),
+            free_floor_bytes=config.free_floor_bytes,
+        )
+        identity = f"{config.run_id}/{config.name}/{self.epoch}"
+        work = Work(
+            block_bytes=config.block_bytes,
+            jobs=config.jobs,
+            keep=config.keep,
+            verify=config.verify == "readback",
+            rate_bytes_s=None if config.rate_mb_s is None else config.rate_mb_s * 1e6,
+            ramp_s=float(config.ramp_seconds),
+            identity=identity,
+            seed=f"{config.seed}/{config.name}" if config.seed else identity,
+            compress_percent=config.compress_percent,
+            dedupe_percent=config.dedupe_percent,
+        )
+        return Writer(ring, work, on_start=self._on_start, on_rollover=self._on_rollover, on_end=self._on_writer_end)
+
+    def _confirm_io(self) -> None:
+        """Finds out how the calibration's writes really went. Raises FuryError where direct ones were not."""
+        assert self.chunks is not None
+        assert self.writer is not None
+        config, chunks = self.config, self.chunks
+        self.watch = Watch(chunks.path, io=config.io, slots=config.jobs * config.keep, open_slot=chunks.open_cached)
+        self.honesty = self.watch.confirm(probed_bytes=self.writer.probed_bytes)
+        if self.config.io == "direct" and self.honesty.io_used != "direct":
+            raise self._no_direct("took it and wrote through the page cache all the same")
+        unit = self.watch.offset_alignment
+        if self.config.io == "direct" and unit is not None and self.config.block_bytes % unit:
+            raise FuryError(
+                Verdict.PRECONDITION,
+                f"block_kb: {self.config.block_kb} is no multiple of the {unit} bytes to which this file system aligns "
+                f"direct writes; give one, for example --block-kb {max(4, unit // 1024)}",
+            )
+
+    def _no_direct(self, what: str) -> FuryError:
+        system = self.facts.get("file_system", "unknown")
+        return FuryError(
+            Verdict.PRECONDITION,
+            f"io: direct is asked for, and the file system of {self.config.directory} ({system}) {what}; "
+            "give io=buffered or io=sync, or a directory on another file system",
+        )
 
     def _open_journal(self, base: str) -> None:
         """Takes up what earlier processes of this run left; whatever is wrong with it, events are then kept in memory."""
@@ -285,23 +330,29 @@ class _Agent:
         config, rate = self.config, self.calibrated
         if self.resumed is not None:  # the run as a whole has been judged when it began
             return
+        if config.rate_mb_s is not None:
+            rate = min(rate, config.rate_mb_s * 1e6)
+        needed = _ROLLOVERS_NEEDED * config.jobs
         expected = rate * config.seconds / config.chunk_bytes
-        if expected >= _ROLLOVERS_NEEDED:
+        if expected >= needed:
             many = f"about {expected:.0f}" if expected < 1e6 else "more than a million"
-            self.console.say(f"this disk took {rate_text(rate)} when tried; {config.seconds} s hold {many} rollovers")
+            seen = rate_text(self.calibrated)
+            self.console.say(f"this disk took {seen} when tried; {config.seconds} s hold {many} rollovers")
             return
-        said = f"{config.seconds} s at the {rate_text(rate)} this disk took when tried hold {expected:.2g} rollovers"
+        slow = rate < self.calibrated
+        at = f"the {rate_text(rate)} of rate_mb_s" if slow else f"the {rate_text(rate)} this disk took when tried"
+        said = f"{config.seconds} s at {at} hold {expected:.2g} rollovers"
         if config.allow_few_rollovers:
             self.console.say(f"{said} of {config.chunk_mb} MB; allow_few_rollovers is set, so it goes on")
             return
         # A fifth of margin, so that what is proposed still holds when the next trial sees a slightly slower disk.
-        minutes = math.ceil(_ROLLOVERS_NEEDED * config.chunk_bytes * 1.2 / rate / 60)
-        chunk_mb = int(rate * config.seconds / _ROLLOVERS_NEEDED / 1.2 / 1e6)
+        minutes = math.ceil(needed * config.chunk_bytes * 1.2 / rate / 60)
+        chunk_mb = int(rate * config.seconds / needed / 1.2 / 1e6)
         ways = [f"give minutes={minutes} or more"] if minutes <= 10_080 else []
         ways += [f"give chunk_mb={chunk_mb} or less"] if chunk_mb >= 1 else []
         raise FuryError(
             Verdict.PRECONDITION,
-            f"{said} of {config.chunk_mb} MB chunks and {_ROLLOVERS_NEEDED} are needed; "
+            f"{said} of {config.chunk_mb} MB chunks and {needed} are needed; "
             + ", or ".join([*ways, "set allow_few_rollovers"]),
         )
 
@@ -318,7 +369,7 @@ class _Agent:
             "metrics_address": self.metrics.address if self.metrics else "127.0.0.1",
             "metrics_port": self.metrics.port if self.metrics else 0,
             "chunk_bytes": config.chunk_bytes,
-            "seconds": config.seconds,
+            "seconds": config.runtime_s,
             "calibrated_bytes_per_second": self.calibrated,
             "host": self.host,
             "agent_version": __version__,
@@ -444,18 +495,22 @@ class _Agent:
         if self.channel is not None:
             self._start_sender(self.channel)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)  # the writer gets the interpreter back soon after each call
-        self.device_before, self.cpu_before_s = device_written_bytes(), time.process_time()
+        self.cpu_before_s = time.process_time()
+        if self.watch is not None:
+            self.watch.begin()
         self.sampler.sample()
         if self.stop_reason:
             raise self._stopped_early()
         runtime_s = self._runtime(start_s)
-        writer.start(start_s=start_s, runtime_s=runtime_s)
+        # A process that takes up after a crash has what is left of the ramp too, and that comes first.
+        ramp_s = max(0.0, runtime_s - config.seconds)
+        writer.start(start_s=start_s, runtime_s=runtime_s, ramp_s=ramp_s)
         if self.stop_reason:  # a signal between the two lines above had no writer to stop
             writer.stop()
         ahead = f", starting in {start_s - time.monotonic():.1f} s" if start_s - time.monotonic() > 0.1 else ""
         self.console.say(
             f"{config.name} is writing {config.chunk_mb} MB chunks to {self.chunks.path} "
-            f"for {duration_text(round(runtime_s))}{ahead}"
+            f"for {duration_text(round(runtime_s))}{self._manner(ramp_s)}{ahead}"
         )
         lines = RolloverLines(self.console)
         deadline_s = start_s + runtime_s
@@ -480,13 +535,24 @@ class _Agent:
         self.console.clear()
         self._sample()
 
+    def _manner(self, ramp_s: float) -> str:
+        """How it writes, as far as that is not what everybody does."""
+        config = self.config
+        told = [config.io] if config.io != "buffered" else []
+        told += [f"{config.jobs} jobs"] if config.jobs > 1 else []
+        told += [f"at most {config.rate_mb_s} MB/s"] if config.rate_mb_s is not None else []
+        told += ["new files"] if config.files == "new" else []
+        told += ["reading back"] if config.verify == "readback" else []
+        told += [f"the first {ramp_s:.0f} s do not count"] if ramp_s > 0 else []
+        return f" ({', '.join(told)})" if told else ""
+
     def _runtime(self, start_s: float) -> float:
         """How long to write from `start_s` on; noted for a process that would have to come after this one."""
         config, before = self.config, self.resumed
         if before is not None and before.ends_s <= start_s:
             raise self._too_late()
         if before is None:
-            noted = deadline.Deadline(start_s + config.seconds)
+            noted = deadline.Deadline(start_s + config.runtime_s)
         else:
             noted = deadline.Deadline(before.ends_s, before.processes + 1)
         if config.state_directory is not None:
@@ -505,9 +571,12 @@ class _Agent:
         if self.cpu_before_s is None:
             return
         self.cpu_s = time.process_time() - self.cpu_before_s
-        device_after = device_written_bytes()
-        if self.device_before is not None and device_after is not None:
-            self.device_bytes = device_after - self.device_before
+        if self.watch is not None and self.writer is not None and not self.writer_stuck:
+            self.honesty = self.watch.end(
+                handed_bytes=self.writer.progress().handed_bytes,
+                generator_ratio=self.writer.generator_ratio,
+                steadiness=self.writer.steadiness(),
+            )
 
     def _on_start(self, instant_s: float) -> None:  # in the writer's thread, as are the next two
         best, config = self.best_exchange, self.config
@@ -518,7 +587,7 @@ class _Agent:
                 "rtt_s": None if best is None else best.round_trip_s,
                 "chunk_bytes": config.chunk_bytes,
                 "block_bytes": min(config.block_bytes, config.chunk_bytes),
-                "planned_seconds": config.seconds,
+                "planned_seconds": config.runtime_s,
                 "host": self.host,
                 "facts": {**self.facts, "calibrated_bytes_per_second": self.calibrated, "agent_version": __version__},
             },
@@ -539,7 +608,7 @@ class _Agent:
             {
                 "phase": phase,
                 "written_bytes": progress.handed_bytes,
-                "rollovers": progress.rollovers,
+                "rollovers": progress.all_rollovers,
                 "pending_events": self.events.counts().pending,
             },
         )
@@ -551,20 +620,24 @@ class _Agent:
             {
                 **dataclasses.asdict(host),
                 "written_bytes": progress.durable_bytes,
+                "read_bytes": progress.read_bytes,
                 "disk_free_bytes": self._free_bytes(),
                 "write_histogram": progress.write_latency.since(self.sampled_write).to_dict(),
                 "fsync_histogram": progress.fsync_latency.since(self.sampled_fsync).to_dict(),
+                "read_histogram": progress.read_latency.since(self.sampled_read).to_dict(),
             },
         )
         if seq is not None:  # what a dropped sample held goes into the next one
             self.sampled_write, self.sampled_fsync = progress.write_latency, progress.fsync_latency
+            self.sampled_read = progress.read_latency
 
     def _tell(self, lines: RolloverLines, start_s: float) -> None:
         while self.fresh_rollovers:
             rollover = self.fresh_rollovers.popleft()
+            self.rollovers_told += 1
             lines.add(
                 RolloverFigures(
-                    number=rollover.chunk + 1,
+                    number=self.rollovers_told,
                     size=rollover.bytes,
                     seconds=rollover.seconds,
                     fsync_s=rollover.fsync_seconds,
@@ -574,14 +647,14 @@ class _Agent:
             )
         lines.tick()
         self._say_notices()
-        elapsed = min(max(0.0, time.monotonic() - start_s), float(self.config.seconds))
+        elapsed = min(max(0.0, time.monotonic() - start_s), float(self.config.runtime_s))
         quiet = time.monotonic() - lines.last_line_s >= _QUIET_LINE_S
         if not self.console.live and not quiet:
             return
         progress = self._progress()
         line = (
-            f"{self.config.name}: {elapsed:.0f} of {self.config.seconds} s, "
-            f"{rate_text(progress.handed_bytes / max(elapsed, 0.001))}, {count_text(progress.rollovers, 'rollover')}"
+            f"{self.config.name}: {elapsed:.0f} of {self.config.runtime_s} s, "
+            f"{rate_text(progress.handed_bytes / max(elapsed, 0.001))}, {count_text(progress.all_rollovers, 'rollover')}"
         )
         if self.console.live:
             self.console.show(line)
@@ -606,7 +679,7 @@ class _Agent:
                 error=OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)),
             )
 
-    def _record(self, error: DiskError) -> None:
+    def _record(self, error: StorageError) -> None:
         self.errors += 1
         progress = self._progress()
         self.unknown_bytes = progress.handed_bytes - progress.durable_bytes
@@ -626,7 +699,7 @@ class _Agent:
         progress = writer.progress()
         if writer.failure is not None:
             raise writer.failure
-        after = f"after {max(0.0, (writer.stopped_s or 0.0) - (progress.started_s or 0.0)):.1f} of {config.seconds} s"
+        after = f"after {max(0.0, (writer.stopped_s or 0.0) - (progress.started_s or 0.0)):.1f} of {config.runtime_s} s"
         if writer.floor_reached is not None:
             raise FuryError(
                 Verdict.INCOMPLETE,
@@ -669,7 +742,9 @@ class _Agent:
             {
                 "verdict": self.verdict.value,
                 "reason": (self.reason or self._pass_sentence(progress))[:_TEXT_MOST],
-                "written_bytes": progress.durable_bytes,
+                "written_bytes": progress.written_bytes,
+                "ramp_bytes": progress.ramp_bytes,
+                "read_bytes": progress.read_bytes,
                 "tail_bytes": progress.tail_bytes,
                 "rollovers": progress.rollovers,
                 "seconds": progress.seconds,
@@ -678,7 +753,10 @@ class _Agent:
                 "errors": self.errors,
                 "write_histogram": progress.write_latency.to_dict(),
                 "fsync_histogram": progress.fsync_latency.to_dict(),
-                "device_written_bytes": self.device_bytes,
+                "read_histogram": progress.read_latency.to_dict(),
+                "device_written_bytes": self.honesty.process_written_bytes,
+                "honesty": dataclasses.asdict(self.honesty),
+                "notes": self._notes(),
             },
         )
         if config.collector_url is None:
@@ -703,6 +781,10 @@ class _Agent:
                 self.console.say(f"delivering {pending} to the collector for up to {left_s:.0f} s more{trouble}")
         sender.cancel()
         self._judge_delivery(sender)
+
+    def _notes(self) -> List[str]:
+        """What a reader of the figures has to know: each a sentence."""
+        return notes(self.honesty, self.facts)
 
     def _judge_delivery(self, sender: Sender) -> None:
         counts = self.events.counts()
@@ -733,6 +815,9 @@ class _Agent:
         summary = self._summary(progress)
         if progress.started_s is not None:
             self.console.table(f"statistics of {self.config.name}", self._rows(progress))
+        if progress.started_s is not None:
+            for note in self._notes():
+                self.console.say(f"note: {note}")
         if self.cleanup_left and self.verdict is not Verdict.CLEANUP_UNCONFIRMED:
             self.console.say(self.cleanup_left)
         self._write_result(summary)
@@ -764,13 +849,19 @@ class _Agent:
             "events_stored": counts.stored,
             "events_pending": counts.pending,
             "events_refused": counts.set_aside,
-            "written_bytes": progress.durable_bytes,
+            "written_bytes": progress.written_bytes,
+            "ramp_bytes": progress.ramp_bytes,
+            "read_bytes": progress.read_bytes,
             "rollovers": progress.rollovers,
             "seconds": progress.seconds,
             "throughput_bytes_per_second": _rate(progress),
             "write_latency_seconds": progress.write_latency.summary(),
             "fsync_latency_seconds": progress.fsync_latency.summary(),
-            "device_written_bytes": self.device_bytes,
+            "read_latency_seconds": progress.read_latency.summary(),
+            "device_written_bytes": self.honesty.process_written_bytes,
+            "honesty": dataclasses.asdict(self.honesty),
+            "notes": self._notes(),
+            "facts": dict(self.facts),
             "cleanup": "unconfirmed" if self.cleanup_left else "confirmed",
             "run_id": self.config.run_id,
             "calibrated_bytes_per_second": self.calibrated,
@@ -786,24 +877,34 @@ class _Agent:
 
     def _rows(self, progress: Progress) -> List[Tuple[str, str]]:
         counts, host = self.events.counts(), self.sampler.latest
-        device = "unknown" if self.device_bytes is None else size_text(self.device_bytes)
+        counted = self.honesty.process_written_bytes
+        device = "unknown" if counted is None else size_text(counted)
         gigabytes = progress.handed_bytes / 1e9
         cpu = f"{self.cpu_s / gigabytes:.2f} CPU s/GB" if gigabytes else "-"
         delivered = f", {counts.stored} delivered" if self.config.collector_url else " (not sent: no collector_url)"
-        return [
-            ("written", f"{size_text(progress.durable_bytes)} durable (the kernel counted {device})"),
+        ramp = f", and {size_text(progress.ramp_bytes)} in the ramp" if progress.ramp_bytes else ""
+        rows = [
+            ("written", f"{size_text(progress.written_bytes)} durable{ramp} (the kernel counted {device})"),
             ("time", f"{progress.seconds:.1f} s"),
             ("rate", rate_text(_rate(progress))),
             ("rollovers", f"{progress.rollovers} of {self.config.chunk_bytes} bytes"),
             ("write", latency_row(progress.write_latency.summary())),
             ("fsync", latency_row(progress.fsync_latency.summary())),
+        ]
+        if self.config.verify == "readback":
+            spent = progress.read_latency.sum
+            rate = rate_text(progress.read_bytes / spent) if spent else "-"
+            rows.append(("read", latency_row(progress.read_latency.summary())))
+            rows.append(("read back", f"{size_text(progress.read_bytes)} at {rate}, as written"))
+        return [
+            *rows,
             ("agent", f"{cpu}, {host.agent_rss_bytes / 1048576:.0f} MiB of memory"),
             ("events", f"{counts.issued} issued{delivered}"),
         ]
 
     def _pass_sentence(self, progress: Progress) -> str:
         return (
-            f"wrote {size_text(progress.durable_bytes)} in {progress.seconds:.1f} s ({rate_text(_rate(progress))}), "
+            f"wrote {size_text(progress.written_bytes)} in {progress.seconds:.1f} s ({rate_text(_rate(progress))}), "
             f"{count_text(progress.rollovers, 'rollover')}, nothing left behind"
         )
 
@@ -897,10 +998,12 @@ class _Agent:
         progress, host = self._progress(), self.sampler.latest
         return Reading(
             written_bytes=progress.durable_bytes,
-            rollovers=progress.rollovers,
+            read_bytes=progress.read_bytes,
+            rollovers=progress.all_rollovers,
             write_errors=self.errors,
             write_latency=progress.write_latency,
             fsync_latency=progress.fsync_latency,
+            read_latency=progress.read_latency,
             journal_events=self.events.counts().pending,
             chunk_bytes=self.config.chunk_bytes,
             disk_free_bytes=self._free_bytes(),
@@ -918,16 +1021,7 @@ class _Agent:
             self.channel.close()
 
 
-_NO_PROGRESS = Progress(
-    started_s=None,
-    ended_s=None,
-    handed_bytes=0,
-    durable_bytes=0,
-    tail_bytes=0,
-    rollovers=0,
-    write_latency=Histogram(),
-    fsync_latency=Histogram(),
-)
+_NO_PROGRESS = Progress()
 
 
 def _next_time(planned_s: float, interval_s: float, now_s: float) -> float:
@@ -936,7 +1030,7 @@ def _next_time(planned_s: float, interval_s: float, now_s: float) -> float:
 
 
 def _rate(progress: Progress) -> float:
-    return progress.durable_bytes / progress.seconds if progress.seconds else 0.0
+    return progress.written_bytes / progress.seconds if progress.seconds else 0.0
 
 
 def _names(names: Tuple[str, ...]) -> str:

@@ -101,15 +101,16 @@ class ChunkDirectory:
                 "free some space, or lower chunk_mb, keep or free_floor_mb",
             )
 
-    def allocate(self, *, slots: int, size: int, floor: int, stopped: Callable[[], bool]) -> bool:
+    def allocate(self, *, slots: int, size: int, floor: int, stopped: Callable[[], bool], reserve: bool = True) -> bool:
         """Makes the ring: `slots` files whose `size` bytes are reserved. False when `stopped` said so meanwhile.
 
-        Raises FuryError (PRECONDITION) where space, quota or a limit forbids it; what was made is then removed again.
+        Without `reserve` there is only a look whether they have room. Raises FuryError (PRECONDITION) where space, quota or
+        a limit forbids it; what was made is then removed again.
         """
         self.require_space(needed=slots * size, floor=floor)
         slot = 0
         try:
-            while slot < slots:
+            while reserve and slot < slots:
                 if not self._make_slot(slot, size, stopped):
                     return False
                 slot += 1
@@ -124,16 +125,48 @@ class ChunkDirectory:
         if self.free_bytes() < floor:  # somebody else was as quick as we were
             self.remove_chunks()
             self.require_space(needed=slots * size, floor=floor)
-        os.fsync(self._open_directory())
+        self.settle()
         return True
 
     def slot_name(self, slot: int) -> str:
         """The file of a slot of the ring."""
         return f"chunk-{slot}.dat"
 
-    def open_slot(self, slot: int) -> int:
-        """A descriptor for writing over the file of this slot of the ring."""
-        return os.open(self.slot_name(slot), os.O_WRONLY | _NO_FOLLOW, dir_fd=self._directory)
+    def open_slot(self, slot: int, flags: int = 0, *, new: bool = False) -> int:
+        """A descriptor for writing over the file of this slot of the ring, or into a `new` one in its place."""
+        if new:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.slot_name(slot), dir_fd=self._directory)
+            flags |= os.O_CREAT | os.O_EXCL
+        return os.open(self.slot_name(slot), os.O_WRONLY | _NO_FOLLOW | flags, 0o600, dir_fd=self._directory)
+
+    def open_back(self, slot: int) -> int:
+        """A descriptor for reading a slot past the page cache: with O_DIRECT, or after dropping what is cached of it."""
+        name, flags = self.slot_name(slot), os.O_RDONLY | _NO_FOLLOW
+        try:
+            descriptor = os.open(name, flags | os.O_DIRECT, dir_fd=self._directory)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            descriptor = os.open(name, flags, dir_fd=self._directory)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return descriptor
+
+    def open_cached(self, slot: int) -> int:
+        """A descriptor for asking the kernel about a slot."""
+        return os.open(self.slot_name(slot), os.O_RDONLY | _NO_FOLLOW, dir_fd=self._directory)
+
+    def settle(self) -> None:
+        """Makes the names of new files durable."""
+        os.fsync(self._open_directory())
+
+    def free_beside(self, slot: int, size: int) -> int:
+        """What would be free if the file of this slot, which may not be there yet, had `size` bytes."""
+        allocated = 0
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(self.slot_name(slot), dir_fd=self._directory, follow_symlinks=False)
+            allocated = min(found.st_blocks * 512, size)
+        return self.free_bytes() - (size - allocated)
 
     def slot_path(self, slot: int) -> str:
         """The path of a slot, for messages."""

@@ -46,6 +46,7 @@ class Field:
     minimum: int = 0
     maximum: int = 0
     multiple: int = 1
+    choices: Tuple[str, ...] = ()
 
 
 def _whole(
@@ -56,6 +57,11 @@ def _whole(
     if more.get("multiple", 1) > 1:
         allowed += f" that is a multiple of {more['multiple']}"
     return Field(name, "whole", help, allowed, str(example), minimum=low, maximum=high, **more)
+
+
+def _choice(name: str, choices: Tuple[str, ...], example: str, help: str) -> Field:
+    allowed = f"{', '.join(choices[:-1])} or {choices[-1]}"
+    return Field(name, "choice", help, allowed, example, default=choices[0], choices=choices)
 
 
 _NAME_ALLOWED = "1 to 64 of the characters A-Z a-z 0-9 . _ - starting with a letter or a digit"
@@ -74,8 +80,47 @@ FIELDS: Tuple[Field, ...] = (
         "/var/tmp",
         required=True,
     ),
+    _choice(
+        "io",
+        ("buffered", "direct", "sync"),
+        "direct",
+        "how to write: through the page cache, past it (O_DIRECT), or each write durable (O_SYNC); fsync at each rollover",
+    ),
     _whole("block_kb", " of KiB", (4, 65_536), 1024, "bytes of one write call, in KiB", default=1024, multiple=4),
-    _whole("keep", " of chunks", (1, 1000), 2, "chunks in the ring: this many lie on the disk at once", default=2),
+    _whole("jobs", " of writers", (1, 64), 4, "writers at the same time, each with chunks of its own", default=1),
+    _whole(
+        "rate_mb_s",
+        " of megabytes a second",
+        (1, 1_000_000),
+        100,
+        "write no faster than this, all jobs together (default: as fast as it goes)",
+    ),
+    _whole(
+        "ramp_seconds",
+        " of seconds",
+        (0, 86_400),
+        10,
+        "write for so long before the time begins, and leave it out of the figures",
+        default=0,
+    ),
+    _whole("keep", " of chunks", (1, 1000), 2, "chunks in each job's ring: so many lie on the disk at once", default=2),
+    _choice(
+        "files",
+        ("reuse", "new"),
+        "new",
+        "write over preallocated files, or unlink the old and make a new one for each chunk",
+    ),
+    _choice(
+        "verify",
+        ("none", "readback"),
+        "readback",
+        "read each chunk back after its fsync, past the page cache, and compare it in full",
+    ),
+    _whole("compress_percent", " of percent", (0, 100), 50, "how much of each 4 KiB is zeros", default=0),
+    _whole("dedupe_percent", " of percent", (0, 100), 30, "how many of the blocks are repeats", default=0),
+    _whole(
+        "seed", "", (0, 4_294_967_295), 42, "seed of the random data; 0 makes it of run, agent and process", default=0
+    ),
     _whole(
         "free_floor_mb",
         " of megabytes",
@@ -116,7 +161,7 @@ FIELDS: Tuple[Field, ...] = (
         " of seconds",
         (0, 700_000),
         0,
-        "how long the agent may live; 0 is barrier + runtime + drain + 60",
+        "how long the agent may live; 0 is barrier + ramp + runtime + drain + 60",
         default=0,
     ),
     Field(
@@ -147,8 +192,17 @@ class Config:
     chunk_mb: int
     seconds: int
     directory: str
+    io: str = "buffered"
     block_kb: int = 1024
+    jobs: int = 1
+    rate_mb_s: Optional[int] = None
+    ramp_seconds: int = 0
     keep: int = 2
+    files: str = "reuse"
+    verify: str = "none"
+    compress_percent: int = 0
+    dedupe_percent: int = 0
+    seed: int = 0
     free_floor_mb: int = 500
     allow_few_rollovers: bool = False
     collector_url: Optional[str] = None
@@ -178,9 +232,19 @@ class Config:
         return self.free_floor_mb * 1_000_000
 
     @property
+    def ring_bytes(self) -> int:
+        """Bytes that lie on the disk at once, in the rings of all jobs."""
+        return self.jobs * self.keep * self.chunk_bytes
+
+    @property
+    def runtime_s(self) -> int:
+        """Seconds of writing, the ramp included."""
+        return self.ramp_seconds + self.seconds
+
+    @property
     def lease_s(self) -> int:
         """Seconds this agent may live, counted from its start."""
-        return self.lease_seconds or self.barrier_seconds + self.seconds + self.drain_seconds + 60
+        return self.lease_seconds or self.barrier_seconds + self.runtime_s + self.drain_seconds + 60
 
 
 def hint_option(field: Field) -> str:
@@ -339,6 +403,7 @@ def argument_parser() -> argparse.ArgumentParser:
             default = "" if field.default is None else f" (default: {field.default})"
             metavar = {
                 "whole": "N",
+                "choice": "|".join(field.choices),
                 "directory": "DIR",
                 "path": "DIR",
                 "file": "FILE",
@@ -438,9 +503,14 @@ def _check_url(field: Field, value: Any) -> Optional[str]:
     return value.rstrip("/")
 
 
+def _check_choice(field: Field, value: Any) -> Optional[str]:
+    return value if isinstance(value, str) and value in field.choices else None
+
+
 _CHECKS: Dict[str, Callable[[Field, Any], Any]] = {
     "whole": _check_whole,
     "boolean": _check_boolean,
+    "choice": _check_choice,
     "name": _check_name,
     "path": _check_path,
     "file": _check_path,

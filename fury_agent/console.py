@@ -143,7 +143,7 @@ class RolloverLines:
         now = time.monotonic()
         held, self._held = self._held, []
         size = sum(figures.size for figures in held)
-        seconds = sum(figures.seconds for figures in held)
+        seconds = now - self._held_since_s  # those of several jobs overlap
         which = f"rollovers {held[0].number}-{held[-1].number}" if len(held) > 1 else f"rollover {held[0].number}"
         self._console.say(
             f"{which}: {size_text(size)} in {latency_text(seconds)} "

@@ -9,13 +9,12 @@ import contextlib
 import dataclasses
 import errno
 import os
-import platform
 import socket
 import socketserver
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Union
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import psutil
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -54,10 +53,12 @@ class Reading:
     """Everything `/metrics` shows besides the process itself, at one instant."""
 
     written_bytes: int
+    read_bytes: int
     rollovers: int
     write_errors: int
     write_latency: Histogram
     fsync_latency: Histogram
+    read_latency: Histogram
     journal_events: int
     chunk_bytes: int
     disk_free_bytes: Optional[int]
@@ -101,41 +102,6 @@ class HostSampler:
         )
 
 
-def device_written_bytes() -> Optional[int]:
-    """Bytes that this process has caused to be sent to storage, by the kernel's own count; None where it hides it."""
-    try:
-        with open("/proc/self/io", "rb") as file:
-            for line in file:
-                if line.startswith(b"write_bytes:"):
-                    return int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return None
-
-
-def host_facts(path: str) -> Dict[str, Union[str, int]]:
-    """What a reader wants to know of the host and of the file system that `path` is on."""
-    system = os.uname()
-    facts: Dict[str, Union[str, int]] = {
-        "kernel": system.release,
-        "machine": system.machine,
-        "python": platform.python_version(),
-        "cpus": os.cpu_count() or 0,
-    }
-    with contextlib.suppress(OSError, psutil.Error, RuntimeError):
-        facts["memory_total_bytes"] = int(psutil.virtual_memory().total)
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        device = os.stat(path).st_dev
-        wanted = f"{os.major(device)}:{os.minor(device)}"
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="backslashreplace") as file:
-            for line in file:
-                words = line.split()
-                if words[2] == wanted:
-                    dash = words.index("-")
-                    facts["file_system"], facts["device"] = words[dash + 1], words[dash + 2]
-    return facts
-
-
 class AgentCollector(Collector):
     """Turns one `Reading` per scrape into metric families."""
 
@@ -150,12 +116,16 @@ class AgentCollector(Collector):
         yield CounterMetricFamily(
             "fury_written_bytes", "Bytes written and confirmed durable by fsync.", value=now.written_bytes
         )
+        yield CounterMetricFamily(
+            "fury_read_bytes", "Bytes read back and compared after their fsync.", value=now.read_bytes
+        )
         yield CounterMetricFamily("fury_rollovers", "Chunks that became full, durable and closed.", value=now.rollovers)
         yield CounterMetricFamily(
             "fury_write_errors", "Failed calls to the storage; the first one ends the agent.", value=now.write_errors
         )
         yield _histogram("fury_write_duration_seconds", "Duration of one write call.", now.write_latency)
         yield _histogram("fury_fsync_duration_seconds", "Duration of one fsync call.", now.fsync_latency)
+        yield _histogram("fury_read_duration_seconds", "Duration of one read of what was written.", now.read_latency)
         for name, documentation, value in (
             ("fury_journal_events", "Events the collector has not acknowledged yet.", now.journal_events),
             ("fury_chunk_bytes", "Size of one chunk in bytes.", now.chunk_bytes),

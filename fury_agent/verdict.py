@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Optional
 
 
 class Verdict(str, enum.Enum):
@@ -47,11 +48,27 @@ class FuryError(Exception):
         self.message = message
 
 
-class DiskError(FuryError):
+class StorageError(FuryError):
+    """The storage failed or lied, in `operation` on `path`; `errno` is None where no call failed."""
+
+    def __init__(
+        self, verdict: Verdict, message: str, *, operation: str, path: str, errno: Optional[int] = None
+    ) -> None:
+        super().__init__(verdict, message)
+        self.operation = operation
+        self.path = path
+        self.errno = errno
+
+
+class DiskError(StorageError):
     """A write, fsync, open or close of a chunk failed; never retried, because what it left on the disk is unknown."""
 
     def __init__(self, message: str, *, operation: str, path: str, error: OSError) -> None:
-        super().__init__(Verdict.DISK_ERROR, message)
-        self.operation = operation
-        self.path = path
-        self.errno = error.errno or 0
+        super().__init__(Verdict.DISK_ERROR, message, operation=operation, path=path, errno=error.errno or 0)
+
+
+class Corruption(StorageError):
+    """What was read back is not what was written."""
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(Verdict.DATA_CORRUPTION, message, operation="compare", path=path)

@@ -1,44 +1,63 @@
-"""The one thread that writes: chunk after chunk into a ring of files, timed, durable, and to its own deadline.
+"""The threads that write: each job fills chunk after chunk in a ring of its own, timed, durable, to one common deadline.
 
-It waits for nothing but the disk: what it has to tell goes through callables that only note it.
+They wait for nothing but the disk, and for their rate where one is set: what they have to tell goes through callables that only
+note it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import mmap
 import os
 import threading
 import time
-from array import array
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
+from fury_agent.data import Data
 from fury_agent.histogram import Histogram
-from fury_agent.verdict import DiskError
+from fury_agent.steady import Series, Steadiness, steadiness
+from fury_agent.verdict import Corruption, DiskError
 
-BLOCK_UNIT = 4096
-_POOL_BYTES = 4 << 20
-_WORDS = BLOCK_UNIT // 8
 _SPIN_S = 0.001
 _NAP_S = 0.05
+_DEBT_S = 5.0
 _CALIBRATION_BYTES = 64_000_000
 _CALIBRATION_S = 1.0
-_CALIBRATION_CHUNK = 0xFFFFFFFF
 _FIRST_PROBE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """What the writer needs of the chunk directory: how to open a slot, its path, and how much space is free."""
+    """What a job needs of the chunk directory: slots to open for writing and for reading, paths, and how much is free.
 
-    slots: int
+    `settle` makes the name of a new file durable after its fsync; `open_back` opens for reading past the page cache;
+    `free_bytes` is what would be free if the slot's chunk were full.
+    """
+
     chunk_bytes: int
     open_slot: Callable[[int], int]
+    open_back: Callable[[int], int]
+    settle: Optional[Callable[[], None]]
     slot_path: Callable[[int], str]
-    free_bytes: Callable[[], int]
+    free_bytes: Callable[[int], int]
     free_floor_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is to be written and how: bytes, seconds, bytes per second."""
+
+    block_bytes: int
+    jobs: int = 1
+    keep: int = 2
+    verify: bool = False
+    rate_bytes_s: Optional[float] = None
+    ramp_s: float = 0.0
+    identity: str = ""
+    seed: str = ""
+    compress_percent: int = 0
+    dedupe_percent: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +66,10 @@ class Rollover:
 
     chunk: int
     bytes: int
+    ramp_bytes: int
     seconds: float
     fsync_seconds: float
+    read_seconds: Optional[float]
     write_p50_s: float
     write_p99_s: float
     write_max_s: float
@@ -56,105 +77,86 @@ class Rollover:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far the writer is, at one instant. `durable_bytes` counts only what an fsync has confirmed."""
+    """How far the writers are, at one instant. Latencies, `rollovers` and `tail_bytes` leave the ramp out.
 
-    started_s: Optional[float]
-    ended_s: Optional[float]
-    handed_bytes: int
-    durable_bytes: int
-    tail_bytes: int
-    rollovers: int
-    write_latency: Histogram
-    fsync_latency: Histogram
+    `handed_bytes`, `durable_bytes` (what an fsync has confirmed) and `all_rollovers` include it.
+    """
+
+    started_s: Optional[float] = None
+    ended_s: Optional[float] = None
+    ramp_ends_s: float = 0.0
+    handed_bytes: int = 0
+    durable_bytes: int = 0
+    ramp_bytes: int = 0
+    tail_bytes: int = 0
+    read_bytes: int = 0
+    rollovers: int = 0
+    all_rollovers: int = 0
+    write_latency: Histogram = dataclasses.field(default_factory=Histogram)
+    fsync_latency: Histogram = dataclasses.field(default_factory=Histogram)
+    read_latency: Histogram = dataclasses.field(default_factory=Histogram)
+
+    @property
+    def written_bytes(self) -> int:
+        """Durable bytes that count: those written after the ramp."""
+        return self.durable_bytes - self.ramp_bytes
 
     @property
     def seconds(self) -> float:
-        """Seconds from the first write to the return of the last fsync (to now while it is writing)."""
+        """Seconds that count: from the first write or the end of the ramp until all is durable (to now while it writes)."""
         if self.started_s is None:
             return 0.0
-        return (time.monotonic() if self.ended_s is None else self.ended_s) - self.started_s
-
-
-class BlockPool:
-    """Incompressible data: random bytes made once, in which every 4 KiB get a stamp that no other block ever has.
-
-    The stamp is two native 64-bit words: a hash of run, agent and epoch, then chunk << 32 | number of the 4 KiB in
-    the chunk. Stamping a MiB costs about 10 µs, fresh random bytes would cost 4 ms.
-    """
-
-    def __init__(self, *, block_bytes: int, identity: str) -> None:
-        per_pool = max(1, _POOL_BYTES // block_bytes)
-        self._memory = mmap.mmap(-1, per_pool * block_bytes)  # page-aligned
-        for start in range(0, len(self._memory), _POOL_BYTES):
-            end = min(start + _POOL_BYTES, len(self._memory))
-            self._memory[start:end] = os.urandom(end - start)
-        view = memoryview(self._memory)
-        words = view.cast("Q")
-        digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
-        units = per_pool * block_bytes // BLOCK_UNIT
-        words[0::_WORDS] = array("Q", [int.from_bytes(digest, "little")] * units)
-        per_block = block_bytes // BLOCK_UNIT
-        self.blocks: List[Tuple[memoryview, memoryview]] = [
-            (
-                view[number * block_bytes : (number + 1) * block_bytes],
-                words[number * per_block * _WORDS + 1 : (number + 1) * per_block * _WORDS : _WORDS],
-            )
-            for number in range(per_pool)
-        ]
-        self.units_per_block = per_block
+        end_s = time.monotonic() if self.ended_s is None else self.ended_s
+        return max(0.0, end_s - max(self.started_s, self.ramp_ends_s))
 
 
 class Writer:
-    """Writes to a ring of slots until its deadline, in a thread of its own; any other may ask for its `progress`."""
+    """Writes until its deadline, in one thread for each job; any other may ask for its `progress`."""
 
     def __init__(
         self,
         ring: Ring,
+        work: Work,
         *,
-        block_bytes: int,
-        identity: str,
         on_start: Callable[[float], None],
         on_rollover: Callable[[Rollover], None],
         on_end: Callable[[], None],
     ) -> None:
-        self._ring = ring
-        self._block_bytes = min(block_bytes, ring.chunk_bytes)
-        self._pool = BlockPool(block_bytes=self._block_bytes, identity=identity)
+        self.ring = ring
+        self.work = work
         self._on_start = on_start
         self._on_rollover = on_rollover
         self._on_end = on_end
-        self._thread: Optional[threading.Thread] = None
-        self._lock = threading.Lock()  # taken once per chunk by the writer, for the histograms only
-        self._write_latency = Histogram()
-        self._chunk_latency = Histogram()
-        self._fsync_latency = Histogram()
+        self._lock = threading.Lock()  # taken a few times per chunk, never per block
+        self._jobs = [_Job(self, number) for number in range(work.jobs)]
+        self._left = work.jobs
+        self._series = Series()
         self._started_s: Optional[float] = None
         self._ended_s: Optional[float] = None
-        self._handed_bytes = 0
-        self._durable_bytes = 0
-        self._tail_bytes = 0
-        self._rollovers = 0
-        self._stop = False
-        self.doing = ("nothing", "")
+        self.ramp_ends_s = 0.0
+        self.stopping = False
         self.failure: Optional[BaseException] = None
+        self.probed_bytes = 0
         self.unknown_bytes = 0
         self.floor_reached: Optional[int] = None
         self.stopped_s: Optional[float] = None
 
     def calibrate(self, *, stopped: Callable[[], bool]) -> float:
-        """Bytes per second that this disk makes durable, from writes into the ring's first slot.
+        """Bytes per second that this disk makes durable, from writes of one job into the ring's first slot.
 
         Probes grow fourfold and the last one is the estimate: small probes measure the fsync more than the disk.
         At most min(chunk, 64 MB) each and about a second in all. Raises DiskError.
         """
-        limit = min(self._ring.chunk_bytes, _CALIBRATION_BYTES)
+        limit = min(self.ring.chunk_bytes, _CALIBRATION_BYTES)
         size = min(_FIRST_PROBE_BYTES, limit)
         began = time.monotonic()
-        descriptor = self._open(0, chunk=None)
+        job = self._jobs[0]
+        descriptor = job.open(0, chunk=None)
         try:
             while True:
                 probe_began = time.monotonic()
-                self._probe(descriptor, size)
+                job.probe(descriptor, size)
+                self.probed_bytes = size
                 now = time.monotonic()
                 rate = size / max(now - probe_began, 1e-9)
                 larger = min(size * 4, limit)
@@ -164,95 +166,217 @@ class Writer:
         finally:
             os.close(descriptor)
 
-    def start(self, *, start_s: float, runtime_s: float) -> None:
-        """Begins to write at the instant `start_s` of time.monotonic() and ends `runtime_s` later."""
-        self._thread = threading.Thread(
-            target=self._run, args=(start_s, start_s + runtime_s), name="writer", daemon=True
-        )
-        self._thread.start()
+    def start(self, *, start_s: float, runtime_s: float, ramp_s: Optional[float] = None) -> None:
+        """Begins to write at the instant `start_s` of time.monotonic(), ends `runtime_s` later; `ramp_s` of it don't count."""
+        self.ramp_ends_s = start_s + (self.work.ramp_s if ramp_s is None else ramp_s)
+        for job in self._jobs:
+            job.start(start_s=start_s, deadline_s=start_s + runtime_s)
 
     def stop(self) -> None:
-        """Asks the writer to end after the block it is writing. Safe in a signal handler."""
-        self._stop = True
+        """Asks every job to end after the block it is writing. Safe in a signal handler."""
+        self.stopping = True
 
     def join(self, timeout_s: float) -> bool:
-        """Waits for the writer's end; False when it is still in a call of the disk's after `timeout_s`."""
+        """Waits for the writers' end; False when one is still in a call of the disk's after `timeout_s`."""
+        deadline_s = time.monotonic() + timeout_s
+        return all(job.join(max(0.0, deadline_s - time.monotonic())) for job in self._jobs)
+
+    @property
+    def doing(self) -> Tuple[str, str]:
+        """Operation and path of a job that has not ended."""
+        return next((job.doing for job in self._jobs if job.doing[0] != "nothing"), ("nothing", ""))
+
+    @property
+    def generator_ratio(self) -> Optional[float]:
+        """The busiest job's share of time that went neither into calls of the disk nor into waiting for its rate."""
+        return max((job.busy_ratio for job in self._jobs if job.busy_ratio is not None), default=None)
+
+    def steadiness(self) -> Optional[Steadiness]:
+        """Whether the last third of what counts was steady; None while nothing can be said."""
+        progress = self.progress()
+        if progress.started_s is None or progress.ended_s is None:
+            return None
+        with self._lock:
+            return steadiness(self._series, max(progress.started_s, progress.ramp_ends_s), progress.ended_s)
+
+    def progress(self) -> Progress:
+        """How far the writers are."""
+        writes, fsyncs, reads = Histogram(), Histogram(), Histogram()
+        with self._lock:
+            for job in self._jobs:
+                for histogram in (job.write_latency, job.chunk_latency):
+                    writes.merge(histogram.copy())
+                fsyncs.merge(job.fsync_latency.copy())
+                reads.merge(job.read_latency.copy())
+            return Progress(
+                started_s=self._started_s,
+                ended_s=self._ended_s,
+                ramp_ends_s=self.ramp_ends_s,
+                handed_bytes=sum(job.handed_bytes for job in self._jobs),
+                durable_bytes=sum(job.durable_bytes for job in self._jobs),
+                ramp_bytes=sum(job.ramp_bytes for job in self._jobs),
+                tail_bytes=sum(job.tail_bytes for job in self._jobs),
+                read_bytes=sum(job.read_bytes for job in self._jobs),
+                rollovers=sum(job.rollovers for job in self._jobs),
+                all_rollovers=sum(job.all_rollovers for job in self._jobs),
+                write_latency=writes,
+                fsync_latency=fsyncs,
+                read_latency=reads,
+            )
+
+    # What the jobs tell, each in its own thread
+
+    def job_started(self, instant_s: float) -> None:
+        """A job is about to write for the first time."""
+        with self._lock:
+            first = self._started_s is None
+            if first:
+                self._started_s = instant_s
+        if first:
+            self._on_start(instant_s)
+
+    def job_ended(self, failure: Optional[BaseException]) -> None:
+        """A job writes no more; the first failure is the one that counts, and ends the others."""
+        if failure is not None:
+            self.stopping = True
+        with self._lock:
+            if self.failure is None:
+                self.failure = failure
+            self._left -= 1
+            last = self._left == 0
+            if last and self._started_s is not None:
+                durable_s = max(job.durable_s for job in self._jobs)
+                self._ended_s = durable_s if durable_s and self.failure is None else time.monotonic()
+        if last:
+            progress = self.progress()
+            if isinstance(self.failure, DiskError):
+                self.unknown_bytes = progress.handed_bytes - progress.durable_bytes
+            self._on_end()
+
+    def must_end(self, deadline_s: float, now_s: float) -> bool:
+        """Whether a job has to end now."""
+        if now_s >= deadline_s:
+            return True
+        if self.stopping and self.stopped_s is None:
+            self.stopped_s = now_s
+        return self.stopping
+
+    def chunk_done(self, job: _Job, rollover: Rollover, began_s: float, ended_s: float) -> None:
+        """A chunk of a job's is full and durable."""
+        with self._lock:
+            self._series.add(began_s, ended_s, rollover.bytes)
+        self._on_rollover(rollover)
+
+    def locked(self) -> threading.Lock:
+        """What a job holds while it changes more than one of its figures."""
+        return self._lock
+
+
+class _Job:
+    """One writer with a ring of its own: chunks `number`, `number` + jobs, … go into its `keep` slots in turn."""
+
+    def __init__(self, writer: Writer, number: int) -> None:
+        self._writer = writer
+        self._ring = writer.ring
+        work = self._work = writer.work
+        self._number = number
+        self._block_bytes = min(work.block_bytes, writer.ring.chunk_bytes)
+        self._data = Data(
+            block_bytes=self._block_bytes,
+            chunk_bytes=writer.ring.chunk_bytes,
+            identity=work.identity,
+            seed=work.seed,
+            job=number,
+            jobs=work.jobs,
+            compress_percent=work.compress_percent,
+            dedupe_percent=work.dedupe_percent,
+        )
+        self._back = memoryview(mmap.mmap(-1, self._block_bytes)) if work.verify else None
+        self._rate = None if work.rate_bytes_s is None else work.rate_bytes_s / work.jobs
+        self._thread: Optional[threading.Thread] = None
+        self._start_s = self._deadline_s = 0.0
+        self._io_s = 0.0  # in calls of the disk
+        self._paced_s = 0.0  # waiting for the rate
+        self._in_ramp = False
+        self._ramp_latency = Histogram()
+        self.write_latency = Histogram()
+        self.chunk_latency = Histogram()
+        self.fsync_latency = Histogram()
+        self.read_latency = Histogram()
+        self.handed_bytes = 0
+        self.durable_bytes = 0
+        self.ramp_bytes = 0
+        self.tail_bytes = 0
+        self.read_bytes = 0
+        self.rollovers = 0
+        self.all_rollovers = 0
+        self.durable_s = 0.0  # when its last fsync returned
+        self.doing = ("nothing", "")
+        self.busy_ratio: Optional[float] = None
+
+    def start(self, *, start_s: float, deadline_s: float) -> None:
+        """Begins at `start_s`, in a thread of its own."""
+        self._start_s, self._deadline_s = start_s, deadline_s
+        self._in_ramp = self._writer.ramp_ends_s > start_s
+        self._thread = threading.Thread(target=self._run, name=f"writer-{self._number}", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether its thread has ended within `timeout_s`."""
         if self._thread is None:
             return True
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def progress(self) -> Progress:
-        """How far the writer is."""
-        with self._lock:
-            write_latency = self._write_latency.copy()
-            write_latency.merge(self._chunk_latency.copy())
-        return Progress(
-            started_s=self._started_s,
-            ended_s=self._ended_s,
-            handed_bytes=self._handed_bytes,
-            durable_bytes=self._durable_bytes,
-            tail_bytes=self._tail_bytes,
-            rollovers=self._rollovers,
-            write_latency=write_latency,
-            fsync_latency=self._fsync_latency.copy(),
-        )
-
-    def _run(self, start_s: float, deadline_s: float) -> None:
+    def _run(self) -> None:
+        writer = self._writer
+        failure: Optional[BaseException] = None
+        began_s = self._start_s
         try:
-            self._wait_until(start_s)
-            chunk = 0
-            while not self._must_end(deadline_s, time.monotonic()):
+            self._wait_until(self._start_s)
+            began_s = time.monotonic()
+            chunk = self._number
+            while not writer.must_end(self._deadline_s, time.monotonic()):
                 free = self._free_bytes(chunk)
                 if free < self._ring.free_floor_bytes:
-                    self.floor_reached = free
-                    return
-                if not self._write_chunk(chunk, deadline_s):
-                    return
-                chunk += 1
-        except BaseException as error:  # noqa: BLE001 - the agent reports whatever ended its writer
-            self.failure = error
+                    writer.floor_reached = free
+                    writer.stopping = True
+                    break
+                if not self._write_chunk(chunk):
+                    break
+                chunk += self._work.jobs
+        except BaseException as error:  # noqa: BLE001 - the agent reports whatever ended a writer
+            failure = error
         finally:
-            if self._started_s is not None and self._ended_s is None:
-                self._ended_s = time.monotonic()
+            lasted_s = time.monotonic() - began_s
+            if lasted_s > 0:
+                self.busy_ratio = max(0.0, 1 - (self._io_s + self._paced_s) / lasted_s)
             self.doing = ("nothing", "")
-            self._on_end()
+            writer.job_ended(failure)
 
-    def _must_end(self, deadline_s: float, now_s: float) -> bool:
-        if now_s >= deadline_s:
-            return True
-        if self._stop and self.stopped_s is None:
-            self.stopped_s = now_s
-        return self._stop
-
-    def _wait_until(self, start_s: float) -> None:
-        while not self._stop:
-            left = start_s - time.monotonic()
+    def _wait_until(self, instant_s: float) -> None:
+        while not self._writer.stopping:
+            left = instant_s - time.monotonic()
             if left <= 0:
                 return
             if left > _SPIN_S:
                 time.sleep(min(left - _SPIN_S, _NAP_S))  # short naps, so that a stop is seen
 
-    def _write_chunk(self, chunk: int, deadline_s: float) -> bool:
-        """Fills one chunk and makes it durable. False when it was cut short; what it holds then is the tail."""
-        slot = chunk % self._ring.slots
-        descriptor = self._open(slot, chunk=chunk)
+    def _write_chunk(self, chunk: int) -> bool:
+        """Fills one chunk, makes it durable and reads it back. False when it was cut short; what it holds is the tail."""
+        slot = self._slot(chunk)
+        opened = time.monotonic()
+        descriptor = self.open(slot, chunk=chunk)
         try:
-            if self._started_s is None:
-                self._started_s = time.monotonic()
-                self._on_start(self._started_s)
             began = time.monotonic()
-            written = self._fill(descriptor, slot, chunk, deadline_s)
+            self._io_s += began - opened
+            if chunk == self._number:
+                self._writer.job_started(began)
+            written, in_ramp = self._fill(descriptor, slot, chunk)
             if not written:
                 self._close_quietly(descriptor)
                 return False
-            self.doing = ("fsync", self._ring.slot_path(slot))
-            fsync_began = time.monotonic()
-            try:
-                os.fsync(descriptor)
-            except OSError as error:
-                raise self._disk_error("fsync", slot, error, chunk=chunk, offset=written) from error
-            ended = time.monotonic()
+            fsync_began, ended = self._fsync(descriptor, slot, chunk, written)
         except BaseException:
             self._close_quietly(descriptor)
             raise
@@ -260,60 +384,155 @@ class Writer:
             os.close(descriptor)
         except OSError as error:
             raise self._disk_error("close", slot, error, chunk=chunk, offset=written) from error
-        self._fsync_latency.add(ended - fsync_began)
-        latency = self._chunk_latency
-        with self._lock:
-            self._write_latency.merge(latency)
-            self._chunk_latency = Histogram()
-        if written < self._ring.chunk_bytes:
-            self._tail_bytes = written
-            self._durable_bytes += written
-            return False
-        self._durable_bytes += written
-        self._rollovers += 1
-        self._on_rollover(
-            Rollover(
+        self._io_s += time.monotonic() - fsync_began
+        full = written == self._ring.chunk_bytes
+        latency = self.chunk_latency if written > in_ramp else self._ramp_latency
+        with self._writer.locked():
+            if written > in_ramp:
+                self.fsync_latency.add(ended - fsync_began)
+                self.write_latency.merge(latency)
+                self.chunk_latency = Histogram()
+            self.durable_bytes += written
+            self.durable_s = ended
+            self.ramp_bytes += in_ramp
+            self.all_rollovers += full
+            self.rollovers += full and written > in_ramp
+            if not full:
+                self.tail_bytes = written - in_ramp
+        read_s = self._read_back(slot, chunk, written) if self._back is not None else None
+        if full:
+            rollover = Rollover(
                 chunk=chunk,
                 bytes=written,
+                ramp_bytes=in_ramp,
                 seconds=ended - began,
                 fsync_seconds=ended - fsync_began,
+                read_seconds=read_s,
                 write_p50_s=latency.percentile(0.5) or 0.0,
                 write_p99_s=latency.percentile(0.99) or 0.0,
                 write_max_s=latency.maximum or 0.0,
             )
-        )
-        return True
+            self._writer.chunk_done(self, rollover, began, ended)
+        return full
 
-    def _fill(self, descriptor: int, slot: int, chunk: int, deadline_s: float) -> int:
-        """Writes blocks until the chunk is full, the deadline has passed or a stop is asked; returns the bytes."""
+    def _fill(self, descriptor: int, slot: int, chunk: int) -> Tuple[int, int]:
+        """Writes blocks until the chunk is full, the deadline has passed or a stop is asked.
+
+        Returns its bytes, and how many of them were written in the ramp.
+        """
         # The hot loop: local names, no allocation but the stamps of one block, one clock call per block and side.
-        clock, pwrite, record = time.monotonic, os.pwrite, self._chunk_latency.add
-        blocks, units, block_bytes = self._pool.blocks, self._pool.units_per_block, self._block_bytes
-        chunk_bytes = self._ring.chunk_bytes
-        stamp = chunk << 32
-        offset = turn = 0
-        handed = self._handed_bytes
+        clock, pwrite, record, block = time.monotonic, os.pwrite, self.chunk_latency.add, self._data.block
+        chunk_bytes, block_bytes, writer = self._ring.chunk_bytes, self._block_bytes, self._writer
+        limit_s = writer.ramp_ends_s if self._in_ramp else self._deadline_s
+        if self._in_ramp:
+            self._ramp_latency = Histogram()
+            record = self._ramp_latency.add
+        offset = index = in_ramp = 0
+        spent = 0.0
+        handed = self.handed_bytes
+        rate = self._rate
         self.doing = ("pwrite", self._ring.slot_path(slot))
         try:
             while offset < chunk_bytes:
-                data, stamps = blocks[turn]
-                turn = (turn + 1) % len(blocks)
-                stamps[:] = array("Q", range(stamp, stamp + units))
-                stamp += units
+                data = block(chunk, index)
+                index += 1
                 if chunk_bytes - offset < block_bytes:
                     data = data[: chunk_bytes - offset]
+                if rate is not None:
+                    self._pace(rate)
                 before = clock()
-                if (before >= deadline_s or self._stop) and self._must_end(deadline_s, before):
-                    break
+                if before >= limit_s or writer.stopping:
+                    if self._in_ramp and before >= limit_s:
+                        self._in_ramp = False
+                        in_ramp, limit_s, record = offset, self._deadline_s, self.chunk_latency.add
+                    if writer.must_end(self._deadline_s, before):
+                        break
                 written = pwrite(descriptor, data, offset)
                 if written != len(data):
                     written = self._finish_short_write(descriptor, data, offset, written)
-                record(clock() - before)
+                took = clock() - before
+                record(took)
+                spent += took
                 offset += written
-                self._handed_bytes = handed + offset
+                self.handed_bytes = handed + offset
         except OSError as error:
             raise self._disk_error("pwrite", slot, error, chunk=chunk, offset=offset) from error
-        return offset
+        finally:
+            self._io_s += spent
+        return offset, offset if self._in_ramp else in_ramp
+
+    def _pace(self, rate: float) -> None:
+        """Returns when the next block is due; of what was missed at most five seconds' worth is made up for."""
+        began = now = time.monotonic()
+        due = self._start_s + self.handed_bytes / rate
+        if now - due > _DEBT_S:
+            self._start_s += now - due - _DEBT_S
+        while now < due and not self._writer.stopping and now < self._deadline_s:
+            time.sleep(min(due - now, _NAP_S))
+            now = time.monotonic()
+        self._paced_s += now - began
+
+    def _fsync(self, descriptor: int, slot: int, chunk: int, written: int) -> Tuple[float, float]:
+        """When it began and ended."""
+        self.doing = ("fsync", self._ring.slot_path(slot))
+        began = time.monotonic()
+        try:
+            os.fsync(descriptor)
+            if self._ring.settle is not None:
+                self._ring.settle()
+        except OSError as error:
+            raise self._disk_error("fsync", slot, error, chunk=chunk, offset=written) from error
+        return began, time.monotonic()
+
+    def _read_back(self, slot: int, chunk: int, size: int) -> float:
+        """Compares the chunk with what was written; returns the seconds spent reading. Raises Corruption and DiskError."""
+        assert self._back is not None
+        path = self._ring.slot_path(slot)
+        self.doing = ("pread", path)
+        latency = Histogram() if self._in_ramp else self.read_latency
+        clock, offset, index, spent = time.monotonic, 0, 0, 0.0
+        opened = clock()
+        try:
+            descriptor = self._ring.open_back(slot)
+            try:
+                self._io_s += clock() - opened
+                while offset < size and not self._hurried():
+                    back = self._back[: min(self._block_bytes, size - offset)]
+                    before = clock()
+                    got = os.preadv(descriptor, [back], offset)
+                    while 0 < got < len(back):
+                        more = os.preadv(descriptor, [back[got:]], offset + got)
+                        if more <= 0:
+                            break
+                        got += more
+                    took = clock() - before
+                    spent += took
+                    latency.add(took)
+                    if got != len(back):
+                        raise OSError(errno.EIO, f"the file ends after {offset + got} of {size} bytes")
+                    found = self._data.differs(chunk, index, back)
+                    if found is not None:
+                        raise Corruption(
+                            f"chunk {chunk} in {path} is not what was written: at byte {offset + found.offset} "
+                            f"(block {index} of {self._block_bytes} bytes) {found.expected.hex()} was written and "
+                            f"{found.found.hex()} is read back; {found.differing} of these 4096 bytes differ, and they "
+                            f"say that they are {found.origin}; do not trust this storage before that is explained",
+                            path=path,
+                        )
+                    offset += got
+                    index += 1
+                    if not self._in_ramp:
+                        self.read_bytes += got
+            finally:
+                self._io_s += spent
+                self._close_quietly(descriptor)
+        except OSError as error:
+            raise self._disk_error("pread", slot, error, chunk=chunk, offset=offset) from error
+        return spent
+
+    def _hurried(self) -> bool:
+        """A stop ends reading back too; a deadline does not: the last chunk is read to its end."""
+        return self._writer.stopping
 
     def _finish_short_write(self, descriptor: int, data: memoryview, offset: int, written: int) -> int:
         while written < len(data):
@@ -323,38 +542,39 @@ class Writer:
             written += more
         return written
 
-    def _probe(self, descriptor: int, size: int) -> None:
-        offset = 0
-        units = self._pool.units_per_block
-        stamp = _CALIBRATION_CHUNK << 32
+    def probe(self, descriptor: int, size: int) -> None:
+        """Writes `size` bytes and makes them durable. Raises DiskError."""
+        offset = index = 0
         operation = "pwrite"
         try:
             while offset < size:
-                data, stamps = self._pool.blocks[(offset // self._block_bytes) % len(self._pool.blocks)]
-                stamps[:] = array("Q", range(stamp, stamp + units))
-                stamp += units
-                data = data[: size - offset]
+                data = self._data.calibration_block(index)[: size - offset]
                 self._finish_short_write(descriptor, data, offset, 0)
                 offset += len(data)
+                index += 1
             operation = "fsync"
             os.fsync(descriptor)
         except OSError as error:
             raise self._disk_error(operation, 0, error, chunk=None, offset=offset) from error
 
-    def _free_bytes(self, chunk: int) -> int:
-        self.doing = ("statvfs", self._ring.slot_path(chunk % self._ring.slots))
-        try:
-            return self._ring.free_bytes()
-        except OSError as error:
-            slot = chunk % self._ring.slots
-            raise self._disk_error("statvfs", slot, error, chunk=chunk, offset=0) from error
-
-    def _open(self, slot: int, *, chunk: Optional[int]) -> int:
+    def open(self, slot: int, *, chunk: Optional[int]) -> int:
+        """A descriptor for writing over a slot. Raises DiskError."""
         self.doing = ("open", self._ring.slot_path(slot))
         try:
             return self._ring.open_slot(slot)
         except OSError as error:
             raise self._disk_error("open", slot, error, chunk=chunk, offset=0) from error
+
+    def _slot(self, chunk: int) -> int:
+        return self._number * self._work.keep + chunk // self._work.jobs % self._work.keep
+
+    def _free_bytes(self, chunk: int) -> int:
+        slot = self._slot(chunk)
+        self.doing = ("statvfs", self._ring.slot_path(slot))
+        try:
+            return self._ring.free_bytes(slot)
+        except OSError as error:
+            raise self._disk_error("statvfs", slot, error, chunk=chunk, offset=0) from error
 
     def _close_quietly(self, descriptor: int) -> None:
         try:
@@ -368,8 +588,7 @@ class Writer:
         which = "the calibration" if chunk is None else f"chunk {chunk}"
         unknown = ""
         if chunk is not None:
-            self.unknown_bytes = self._handed_bytes - self._durable_bytes
-            unknown = f"{self.unknown_bytes} bytes written since the last good fsync are unknown; "
+            unknown = f"{self.handed_bytes - self.durable_bytes} bytes written since the last good fsync are unknown; "
         return DiskError(
             f"{operation} of {which} at byte {offset} of {path} failed with {name} ({error.strerror}); "
             f"{unknown}look at the kernel's log and the space on this disk",

@@ -13,8 +13,9 @@ import json
 import os
 import queue
 import sqlite3
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,9 +37,9 @@ from fury_collector.rows import (
     Stored,
     Transition,
 )
-from fury_collector.wire import Batch, Event, Plan, Ready
+from fury_collector.wire import SLOW_PERCENT, Batch, Event, Plan, Ready
 
-SCHEMAS = ("0001",)  # every revision under migrations/versions, oldest first
+SCHEMAS = ("0001", "0002")  # every revision under migrations/versions, oldest first
 
 metadata = sa.MetaData()
 
@@ -75,6 +76,7 @@ agents = sa.Table(
     sa.Column("drain_seconds", sa.Float, nullable=False, server_default="60"),
     sa.Column("rescued_events", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("journal_damage", sa.Text),
+    sa.Column("ramp_seconds", sa.Float, nullable=False, server_default="0"),
     sa.UniqueConstraint("run_ref", "name"),
 )
 epochs = sa.Table(
@@ -106,6 +108,8 @@ rollovers = sa.Table(
     sa.Column("write_p50_s", sa.Float, nullable=False),
     sa.Column("write_p99_s", sa.Float, nullable=False),
     sa.Column("write_max_s", sa.Float, nullable=False),
+    sa.Column("ramp_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("read_seconds", sa.Float),
     sqlite_with_rowid=False,
 )
 samples = sa.Table(
@@ -125,6 +129,8 @@ samples = sa.Table(
     sa.Column("disk_free_bytes", sa.BigInteger, nullable=False),
     sa.Column("write_histogram", sa.Text, nullable=False),
     sa.Column("fsync_histogram", sa.Text, nullable=False),
+    sa.Column("read_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("read_histogram", sa.Text),  # null: stored before schema 0002
     sqlite_with_rowid=False,
 )
 events = sa.Table(
@@ -169,6 +175,10 @@ refused = sa.Table(
 )
 
 _GROUP_EVENTS = 20_000  # bounds how long one commit keeps others waiting
+_HISTOGRAMS = ("write_histogram", "fsync_histogram", "read_histogram")
+_COUNTED = rollovers.c.ramp_bytes < rollovers.c.bytes  # not all of it was written in the ramp
+_COUNTED_BYTES = rollovers.c.bytes - rollovers.c.ramp_bytes
+_READ_BACK = sa.and_(_COUNTED, rollovers.c.read_seconds.is_not(None))  # it is read back whole, after the ramp
 
 Row = dict[str, Any]
 
@@ -213,13 +223,15 @@ class Database:
         """Open (and with `create` make) the database, bring its schema up to date, refuse what is not one of ours.
 
         With `exclusive` a second collector on the same file is refused, and so is a damaged file. With `read_only` the
-        file is neither made nor changed. Raises BadInput or Precondition.
+        file is neither made nor changed; one of an older schema is read from a copy. Raises BadInput or Precondition.
         """
         self.path = Path(path)
         create = create and not read_only
         # A transaction that a crash has cut off has to be rolled back by whoever reads next.
         cut_off = self.path.with_name(f"{self.path.name}-journal").exists()
         self._mode = "ro" if read_only and not cut_off else "rwc" if create else "rw"
+        self._file = self.path
+        self._home: Optional[tempfile.TemporaryDirectory[str]] = None  # of the copy, where one is read
         self._lock: Optional[int] = None
         self._queue: queue.SimpleQueue[Union[_Push, _Change, None]] = queue.SimpleQueue()
         self._thread: Optional[threading.Thread] = None
@@ -229,7 +241,7 @@ class Database:
         self._read_engine = self._engine("BEGIN")
         self._write_engine = self._engine("BEGIN IMMEDIATE")
         try:
-            self._migrate(create=create)
+            self._migrate(create=create, read_only=read_only)
             if exclusive:
                 self.check()
         except BaseException:
@@ -263,7 +275,7 @@ class Database:
     def _engine(self, begin: str) -> sa.Engine:
         def connect() -> sqlite3.Connection:
             connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={self._mode}",
+                f"{self._file.absolute().as_uri()}?mode={self._mode}",
                 timeout=30,
                 isolation_level=None,
                 check_same_thread=False,
@@ -276,7 +288,7 @@ class Database:
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
         return engine
 
-    def _migrate(self, *, create: bool) -> None:
+    def _migrate(self, *, create: bool, read_only: bool) -> None:
         try:
             with self._read_engine.connect() as connection:
                 names = set(sa.inspect(connection).get_table_names())
@@ -302,6 +314,8 @@ class Database:
             )
         if version == SCHEMAS[-1]:
             return
+        if read_only:
+            self._copy()
         # Imported here: it costs a third of a second, and only a new or an old database needs it.
         from alembic import command
         from alembic.config import Config
@@ -314,6 +328,20 @@ class Database:
                 command.upgrade(config, "head")
         except DBAPIError as error:
             raise Precondition(f"{self.path} cannot be written ({_cause(error)}): name another file") from None
+
+    def _copy(self) -> None:
+        """Go on with a copy, which may be upgraded: the older Fury that wrote the file may want to read it again."""
+        try:
+            self._home = tempfile.TemporaryDirectory(prefix="fury-database-")
+            copy = Path(self._home.name) / "fury.db"
+            with self._reading() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
+                _driver(connection).backup(target)
+        except (OSError, sqlite3.Error) as error:
+            raise Precondition(
+                f"{self.path} cannot be copied to be read ({_cause(error)}): free the disk of temporary files, "
+                "or restore a copy"
+            ) from None
+        self._file, self._mode = copy, "rw"
 
     def check(self) -> None:
         """Look through all pages: a damaged file is better refused now than when an agent's event meets the damage."""
@@ -350,6 +378,8 @@ class Database:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        if self._home is not None:
+            self._home.cleanup()
 
     # Writing
 
@@ -509,7 +539,7 @@ class Database:
         rolled = (
             sa.select(sa.func.count())
             .select_from(rollovers.join(epochs, epochs.c.id == rollovers.c.epoch_id).join(agents))
-            .where(agents.c.run_ref == runs.c.id)
+            .where(agents.c.run_ref == runs.c.id, _COUNTED)
             .scalar_subquery()
         )
         query = sa.select(runs.c.run_id, runs.c.created_at, runs.c.state, count, rolled).order_by(runs.c.id.desc())
@@ -535,12 +565,14 @@ class Database:
                 .order_by(messages.c.n.desc())
                 .limit(newest_messages)
             ).mappings()
+            planned = json.loads(run["plan"])
             told = tuple(Message(row["n"], row["t_wall"], row["level"], row["text"]) for row in newest)[::-1]
             return RunRows(
                 id=run["id"],
                 run_id=run["run_id"],
                 created_at=run["created_at"],
-                parameters=json.loads(run["plan"]).get("parameters", {}),
+                parameters=planned.get("parameters", {}),
+                slow_percent=planned.get("slow_percent", SLOW_PERCENT),
                 state=RunState(**{key: run[key] for key in RunState.__dataclass_fields__}),
                 agents=tuple(_read_agents(connection, run["id"])),
                 messages=told,
@@ -554,8 +586,10 @@ class Database:
     def samples(self, run_ref: int) -> Iterator[Row]:
         """The samples of a run with agent, host and epoch, the histograms as objects again."""
         for row in self._rows(samples, run_ref):
-            row["write_histogram"] = json.loads(row["write_histogram"])
-            row["fsync_histogram"] = json.loads(row["fsync_histogram"])
+            if row["read_histogram"] is None:
+                row["read_histogram"] = '{"count": 0}'
+            for name in _HISTOGRAMS:
+                row[name] = json.loads(row[name])
             yield row
 
     def _rows(self, table: sa.Table, run_ref: int) -> Iterator[Row]:
@@ -709,8 +743,8 @@ def _row(epoch_id: int, event: Event) -> tuple[str, Row]:
         return "rollovers", {**key, **event.payload}
     if event.kind == "sample":
         row = {**key, **event.payload}
-        row["write_histogram"] = _json(row["write_histogram"])
-        row["fsync_histogram"] = _json(row["fsync_histogram"])
+        for name in _HISTOGRAMS:
+            row[name] = _json(row[name])
         return "samples", row
     return "events", {**key, "kind": event.kind, "body": _json(event.payload)}
 
@@ -751,14 +785,18 @@ def _write_records(connection: sa.Connection, run_ref: int, records: Sequence[Re
 
 def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]:
     mine = sa.select(epochs.c.id).join(agents, agents.c.id == epochs.c.agent_ref).where(agents.c.run_ref == run_ref)
-    rolled = {
-        row[0]: (row[1], row[2])
-        for row in connection.execute(
-            sa.select(rollovers.c.epoch_id, sa.func.count(), sa.func.sum(rollovers.c.bytes))
-            .where(rollovers.c.epoch_id.in_(mine))
-            .group_by(rollovers.c.epoch_id)
+    summed = (
+        sa.select(
+            rollovers.c.epoch_id,
+            sa.func.count().filter(_COUNTED).label("rollovers"),
+            sa.func.sum(_COUNTED_BYTES).label("rollover_bytes"),
+            sa.func.sum(rollovers.c.ramp_bytes).label("ramp_bytes"),
+            sa.func.sum(sa.case((_READ_BACK, rollovers.c.bytes), else_=0)).label("read_bytes"),
         )
-    }
+        .where(rollovers.c.epoch_id.in_(mine))
+        .group_by(rollovers.c.epoch_id)
+    )
+    rolled = {row["epoch_id"]: row for row in connection.execute(summed).mappings()}
     words: dict[tuple[int, int], Event] = {}
     for column in (epochs.c.start_seq, epochs.c.heartbeat_seq, epochs.c.final_seq):
         query = (
@@ -799,7 +837,7 @@ def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]
         .order_by(epochs.c.last_t_mono_ns, epochs.c.id)
     )
     for row in connection.execute(stored).mappings():
-        count, total = rolled.get(row["id"], (0, 0))
+        sums: Mapping[Any, Any] = rolled.get(row["id"], {})
         by_agent.setdefault(row["agent_ref"], []).append(
             EpochRows(
                 epoch=row["epoch"],
@@ -810,8 +848,7 @@ def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]
                 start=words.get((row["id"], row["start_seq"])),
                 heartbeat=words.get((row["id"], row["heartbeat_seq"])),
                 final=words.get((row["id"], row["final_seq"])),
-                rollovers=int(count),
-                rollover_bytes=int(total),
+                **{key: int(sums.get(key, 0)) for key in ("rollovers", "rollover_bytes", "ramp_bytes", "read_bytes")},
             )
         )
     for row in connection.execute(
@@ -829,9 +866,13 @@ def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]
 
 def _outside(connection: sa.Connection, pragma: str) -> None:
     """Run a pragma that SQLite takes outside a transaction only."""
+    _driver(connection).execute(pragma).fetchall()
+
+
+def _driver(connection: sa.Connection) -> sqlite3.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
-    driver.execute(pragma).fetchall()
+    return driver
 
 
 def _json(value: object) -> str:

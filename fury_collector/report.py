@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, Optional, TextIO, Union
 
@@ -31,9 +32,31 @@ SEVERITY = (
 WIDTH = 120
 SENTENCE = 160  # characters of a verdict that a person still reads
 GROUPS = 3  # reasons that are spelled out in it
-REMARKS = 10  # lines about single agents under the table
+REMARKS = 10  # lines of one kind under the table
+NOTE = 320  # characters of a note that are shown there
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """What was measured of write calls, of fsyncs, and of the calls that read back."""
+
+    writes: Histogram = field(default_factory=Histogram)
+    fsyncs: Histogram = field(default_factory=Histogram)
+    reads: Histogram = field(default_factory=Histogram)
+
+    def add(self, row: Row) -> None:
+        """Add those of a sample or of a final word; one that was stored by an earlier collector has no reads."""
+        self.writes.add(row["write_histogram"])
+        self.fsyncs.add(row["fsync_histogram"])
+        self.reads.add(row.get("read_histogram", {"count": 0}))
+
+    def merge(self, other: Latencies) -> None:
+        """Add others to these."""
+        self.writes.merge(other.writes)
+        self.fsyncs.merge(other.fsyncs)
+        self.reads.merge(other.reads)
 
 
 @dataclass(frozen=True)
@@ -53,9 +76,13 @@ class AgentResult:
     seconds: float
     first_s: Optional[float]
     first_rtt_s: float
+    begin_s: Optional[float]  # when its ramp was over
     last_s: Optional[float]
     writes: Histogram
     fsyncs: Histogram
+    reads: Histogram
+    read_bytes: int
+    ramp_bytes: int
     device_written_bytes: Optional[int]
     cleanup: str
     planned_s: float
@@ -63,6 +90,11 @@ class AgentResult:
     rescued_events: int
     refused_events: int
     liveness: tuple[Transition, ...]
+    facts: dict[str, Any]
+    honesty: dict[str, Any]
+    notes: tuple[str, ...]
+    below_median_ratio: Optional[float] = None  # negative: above it
+    slow: bool = False
 
     @property
     def restarts(self) -> int:
@@ -82,7 +114,7 @@ class AgentResult:
     @property
     def finished(self) -> bool:
         """Whether it wrote to the end of its time and all its events are stored."""
-        return self.verdict in ("PASS", "SLO_MISSED", "CLEANUP_UNCONFIRMED", "DATA_CORRUPTION")
+        return self.verdict in ("PASS", "SLO_MISSED", "CLEANUP_UNCONFIRMED")
 
     @property
     def rate(self) -> float:
@@ -104,11 +136,23 @@ class Result:
     agents: tuple[AgentResult, ...]
     writes: Histogram
     fsyncs: Histogram
+    reads: Histogram
+    median_rate: Optional[float]
 
     @property
     def written_bytes(self) -> int:
         """Durable bytes of the fleet."""
         return sum(agent.written_bytes for agent in self.agents)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that the fleet read back."""
+        return sum(agent.read_bytes for agent in self.agents)
+
+    @property
+    def slow(self) -> list[AgentResult]:
+        """The agents that are far below the median, the slowest first."""
+        return sorted((agent for agent in self.agents if agent.slow), key=lambda agent: agent.rate)
 
     @property
     def rollovers(self) -> int:
@@ -128,22 +172,18 @@ class Result:
 
 def judge(run: RunRows, samples: Iterable[Row]) -> Result:
     """The result of a run from its rows; of `samples` only those of epochs without a final event count."""
-    open_epochs = {
-        (a.name, e.epoch): (Histogram(), Histogram()) for a in run.agents for e in a.epochs if e.final is None
-    }
+    open_epochs = {(a.name, e.epoch): Latencies() for a in run.agents for e in a.epochs if e.final is None}
     for sample in samples:
-        pair = open_epochs.get((sample["agent"], sample["epoch"]))
-        if pair is not None:
-            pair[0].add(sample["write_histogram"])
-            pair[1].add(sample["fsync_histogram"])
-    agents = tuple(_agent(run, agent, open_epochs) for agent in run.agents)
-    writes, fsyncs = Histogram(), Histogram()
+        latencies = open_epochs.get((sample["agent"], sample["epoch"]))
+        if latencies is not None:
+            latencies.add(sample)
+    agents, median = _compared([_agent(run, agent, open_epochs) for agent in run.agents], run.slow_percent)
+    fleet = Latencies()
     for agent in agents:
-        writes.merge(agent.writes)
-        fsyncs.merge(agent.fsyncs)
-    firsts = [agent.first_s for agent in agents if agent.first_s is not None]
+        fleet.merge(Latencies(agent.writes, agent.fsyncs, agent.reads))
+    begins = [agent.begin_s for agent in agents if agent.begin_s is not None]
     lasts = [agent.last_s for agent in agents if agent.last_s is not None]
-    seconds = max(lasts) - min(firsts) if firsts and lasts else max((agent.seconds for agent in agents), default=0.0)
+    seconds = max(lasts) - min(begins) if begins and lasts else max((agent.seconds for agent in agents), default=0.0)
     worst = min((agent.verdict for agent in agents), key=SEVERITY.index, default="INCOMPLETE")
     stopped = run.state.stop_reason
     if stopped is not None and SEVERITY.index(worst) > SEVERITY.index("INCOMPLETE"):
@@ -157,14 +197,16 @@ def judge(run: RunRows, samples: Iterable[Row]) -> Result:
         skew_s=start_skew_s([(agent.first_s, agent.first_rtt_s) for agent in agents if agent.first_s is not None]),
         parameters=run.parameters,
         agents=agents,
-        writes=writes,
-        fsyncs=fsyncs,
+        writes=fleet.writes,
+        fsyncs=fleet.fsyncs,
+        reads=fleet.reads,
+        median_rate=median,
     )
     return _with_reason(result, run)
 
 
 def summary(result: Result) -> dict[str, Any]:
-    """The object of summary.json; its keys are a contract (DESIGN.md), and may be added to, not renamed."""
+    """The object of summary.json; its keys are a contract (docs/results.md), and may be added to, not renamed."""
     return {
         "schema": 1,
         "run_id": result.run_id,
@@ -182,6 +224,11 @@ def summary(result: Result) -> dict[str, Any]:
             "start_skew_seconds": result.skew_s,
             "write_latency_seconds": result.writes.latency(),
             "fsync_latency_seconds": result.fsyncs.latency(),
+            "read_bytes": result.read_bytes,
+            "read_latency_seconds": result.reads.latency(),
+            "median_throughput_bytes_per_second": result.median_rate,
+            "slow_agents": [agent.name for agent in result.slow],
+            "steady_agents": sum(agent.honesty.get("steady") is True for agent in result.agents),
         },
         "agents": [
             {
@@ -206,6 +253,14 @@ def summary(result: Result) -> dict[str, Any]:
                     {"at": _utc(change.t_wall), "health": change.health, "silent_seconds": round(change.silent_s, 3)}
                     for change in agent.liveness
                 ],
+                "read_bytes": agent.read_bytes,
+                "read_latency_seconds": agent.reads.latency(),
+                "ramp_bytes": agent.ramp_bytes,
+                "slow": agent.slow,
+                "below_median_ratio": agent.below_median_ratio,
+                "honesty": agent.honesty,
+                "notes": list(agent.notes),
+                "facts": agent.facts,
             }
             for agent in result.agents
         ],
@@ -279,6 +334,8 @@ def write_rollovers(rows: Iterable[Row], file: TextIO) -> int:
             "write_p50_s",
             "write_p99_s",
             "write_max_s",
+            "ramp_bytes",
+            "read_seconds",
         ),
     )
 
@@ -311,39 +368,72 @@ def write_samples(rows: Iterable[Row], file: TextIO) -> int:
             "fsync_p50_s",
             "fsync_p99_s",
             "fsync_max_s",
+            "write_p95_s",
+            "write_p999_s",
+            "fsync_p95_s",
+            "fsync_p999_s",
+            "read_bytes",
+            "reads",
+            "read_p50_s",
+            "read_p95_s",
+            "read_p99_s",
+            "read_p999_s",
+            "read_max_s",
         ),
     )
 
 
-def _agent(
-    run: RunRows, agent: AgentRows, open_epochs: Mapping[tuple[str, str], tuple[Histogram, Histogram]]
-) -> AgentResult:
-    writes, fsyncs = Histogram(), Histogram()
-    written = rollovers = 0
+def _compared(agents: Sequence[AgentResult], slow_percent: int) -> tuple[tuple[AgentResult, ...], Optional[float]]:
+    """The agents, each with how far it is below the median rate of those that wrote, and that median."""
+    rates = [agent.rate for agent in agents if agent.rate]
+    if not rates:
+        return tuple(agents), None
+    median = statistics.median(rates)
+    if len(rates) < 2:
+        return tuple(agents), median
+    compared = []
+    for agent in agents:
+        below = 1 - agent.rate / median if agent.rate else None
+        slow = below is not None and below * 100 > slow_percent
+        compared.append(replace(agent, below_median_ratio=below, slow=slow))
+    return tuple(compared), median
+
+
+def _agent(run: RunRows, agent: AgentRows, open_epochs: Mapping[tuple[str, str], Latencies]) -> AgentResult:
+    latencies = Latencies()
+    written = rollovers = read = ramped = 0
     seconds = 0.0
     device: Optional[int] = 0
     firsts: list[tuple[float, float]] = []
+    begins: list[float] = []
     lasts: list[float] = []
     for epoch in agent.epochs:
         rollovers += epoch.rollovers
-        lasting = _seconds(epoch)
+        ramp_s = _ramp_s(agent, epoch)
+        lasting = _seconds(epoch, ramp_s)
         seconds += lasting
         if epoch.final is not None:
             final = epoch.final.payload
             written += final["written_bytes"]
-            writes.add(final["write_histogram"])
-            fsyncs.add(final["fsync_histogram"])
+            read += final.get("read_bytes", 0)
+            ramped += final.get("ramp_bytes", 0)
+            latencies.add(final)
             device = device + final["device_written_bytes"] if _both(device, final["device_written_bytes"]) else None
         else:
             written += epoch.rollover_bytes
-            pair = open_epochs[agent.name, epoch.epoch]
-            writes.merge(pair[0])
-            fsyncs.merge(pair[1])
+            read += epoch.read_bytes
+            ramped += epoch.ramp_bytes
+            latencies.merge(open_epochs[agent.name, epoch.epoch])
             device = None
         if epoch.start is not None and epoch.start.payload["start_collector_mono_s"] is not None:
             firsts.append((epoch.start.payload["start_collector_mono_s"], epoch.start.payload["rtt_s"] or 0.0))
-            lasts.append(firsts[-1][0] + lasting)
-    verdict, reason, why = _verdict(run, agent, seconds)
+            if lasting > 0:  # else it ended in its ramp
+                begins.append(firsts[-1][0] + ramp_s)
+                lasts.append(begins[-1] + lasting)
+    last_start = next((epoch.start.payload for epoch in reversed(agent.epochs) if epoch.start), None)
+    speaker = agent.speaker
+    said = speaker.final.payload if speaker is not None and speaker.final is not None else {}
+    verdict, reason, why = _verdict(run, agent)
     cleanup = agent.cleanup or "pending"
     if verdict == "PASS" and cleanup == "unconfirmed":
         detail = f": {agent.cleanup_detail}" if agent.cleanup_detail else ""
@@ -351,11 +441,10 @@ def _agent(
     if len(agent.epochs) > 1:
         restarted = f"restarted {len(agent.epochs) - 1}x"
         reason = f"{reason}; {restarted}" if reason else restarted
-    chunk_bytes = next((e.start.payload["chunk_bytes"] for e in reversed(agent.epochs) if e.start), None)
     return AgentResult(
         name=agent.name,
         host=agent.host,
-        chunk_mb=agent.chunk_mb if chunk_bytes is None else round(chunk_bytes / 1e6, 1),
+        chunk_mb=agent.chunk_mb if last_start is None else round(last_start["chunk_bytes"] / 1e6, 1),
         verdict=verdict,
         reason=reason,
         epochs=len(agent.epochs),
@@ -366,20 +455,27 @@ def _agent(
         seconds=seconds,
         first_s=min(firsts)[0] if firsts else None,
         first_rtt_s=min(firsts)[1] if firsts else 0.0,
+        begin_s=min(begins) if begins else None,
         last_s=max(lasts) if lasts else None,
-        writes=writes,
-        fsyncs=fsyncs,
+        writes=latencies.writes,
+        fsyncs=latencies.fsyncs,
+        reads=latencies.reads,
+        read_bytes=read,
+        ramp_bytes=ramped,
         device_written_bytes=device if agent.epochs else None,
         cleanup=cleanup,
-        planned_s=agent.seconds,
+        planned_s=agent.seconds - agent.ramp_seconds,
         why=why,
         rescued_events=agent.rescued_events,
         refused_events=agent.refused_events,
         liveness=agent.liveness,
+        facts={} if last_start is None else last_start["facts"],
+        honesty=said.get("honesty", {}),
+        notes=tuple(said.get("notes", ())),
     )
 
 
-def _verdict(run: RunRows, agent: AgentRows, seconds: float) -> tuple[str, str, str]:
+def _verdict(run: RunRows, agent: AgentRows) -> tuple[str, str, str]:
     """An agent's verdict, the reason, and the part of it that other agents may share."""
     speaker = agent.speaker
     if speaker is not None and speaker.final is not None:
@@ -401,7 +497,7 @@ def _verdict(run: RunRows, agent: AgentRows, seconds: float) -> tuple[str, str, 
     if last is not None:
         if any(epoch.final is not None for epoch in agent.epochs):
             return "INCOMPLETE", _unspoken(last), "ended without a final word"
-        return "INCOMPLETE", f"lost after {seconds:.1f} s", "lost"
+        return "INCOMPLETE", f"lost after {sum(map(_seconds, agent.epochs)):.1f} s", "lost"
     if run.state.state == "aborted":
         reason = "was ready, but the run was aborted" if agent.ready else "never got ready"
     else:
@@ -447,7 +543,7 @@ def _reason(result: Result, run: RunRows, most: int) -> str:
     if result.verdict == "PASS":
         return (
             f"{len(agents)} of {len(agents)} agents finished, "
-            f"{_size(result.written_bytes)} at {result.rate / 1e6:.1f} MB/s{_remarks(agents, most)}"
+            f"{_size(result.written_bytes)} at {result.rate / 1e6:.1f} MB/s{_remarks(agents, most)}{_slow(result, most)}"
         )
     if result.verdict == "INCOMPLETE":
         finished = sum(agent.finished for agent in agents)
@@ -497,11 +593,25 @@ def _remarks(agents: Sequence[AgentResult], most: int) -> str:
     return said
 
 
-def _seconds(epoch: EpochRows) -> float:
-    """How long a process wrote: by its own final word, else from its start to the last that was heard of it."""
+def _slow(result: Result, most: int) -> str:
+    return f"; slow: {_names((agent.name for agent in result.slow), most)}" if result.slow else ""
+
+
+def _ramp_s(agent: AgentRows, epoch: EpochRows) -> float:
+    """How long a process' ramp took: one that takes up after a crash has what is left of the agent's."""
+    if epoch.start is None:
+        return 0.0
+    first_ns = min(one.start.t_mono_ns for one in agent.epochs if one.start is not None)
+    return max(0.0, agent.ramp_seconds - (epoch.start.t_mono_ns - first_ns) / 1e9)
+
+
+def _seconds(epoch: EpochRows, ramp_s: float = 0.0) -> float:
+    """How long a process wrote after its ramp: by its final word, else from its start to the last that was heard of it."""
     if epoch.final is not None:
         return float(epoch.final.payload["seconds"])
-    return max(0.0, (epoch.last_t_mono_ns - epoch.start.t_mono_ns) / 1e9) if epoch.start is not None else 0.0
+    if epoch.start is None:
+        return 0.0
+    return max(0.0, (epoch.last_t_mono_ns - epoch.start.t_mono_ns) / 1e9 - ramp_s)
 
 
 def _both(one: Optional[int], other: Optional[int]) -> bool:
@@ -539,10 +649,46 @@ def _laid_out(cells: Sequence[Sequence[str]], widths: Sequence[int], *, gap: str
             parts.append(shown.ljust(widths[column]) if column in left else shown.rjust(widths[column]))
         text.append(gap.join(parts).rstrip())
     rule = "-" * max(len(line) for line in text)
+    return "\n".join([*text[:2], rule, *text[2:-1], rule, text[-1], *_below(result), "", result.sentence])
+
+
+def _below(result: Result) -> list[str]:
+    """The lines under the table: what was read back, who is slow, what else is to be known of agents, their notes."""
+    lines = []
+    if result.read_bytes or result.reads.count:
+        p50, p99 = (_ms(result.reads.quantile(ratio)) for ratio in (0.50, 0.99))
+        told = f"p50 {p50} ms, p99 {p99} ms, max {_ms(result.reads.high)} ms"
+        lines.append(f"read back: {_size(result.read_bytes)}, {told}")
+    slow = [
+        f"{agent.name} is slow: {agent.rate / 1e6:.1f} MB/s, "
+        f"{(agent.below_median_ratio or 0) * 100:.0f} % below the fleet's median"
+        for agent in result.slow
+    ]
     remarked = [f"{agent.name}: {agent.remark}" for agent in result.agents if agent.remark]
-    if len(remarked) > REMARKS:
-        remarked[REMARKS:] = [f"and {len(remarked) - REMARKS} more with remarks, see summary.json"]
-    return "\n".join([*text[:2], rule, *text[2:-1], rule, text[-1], *remarked, "", result.sentence])
+    notes = _noted(result.agents)
+    for kind, more in ((slow, "that are slow"), (remarked, "with remarks"), (notes, "notes")):
+        lines += kind[:REMARKS]
+        if len(kind) > REMARKS:
+            lines.append(f"and {len(kind) - REMARKS} more {more}, see summary.json")
+    return lines
+
+
+def _noted(agents: Iterable[AgentResult]) -> list[str]:
+    """The agents' notes, the same of several on one line; where those are too many, such as differ in figures only too."""
+    lines: list[str] = []
+    for alike in (lambda note: note, lambda note: re.sub(r"[0-9][0-9.]*", "#", note)):
+        said: dict[str, list[tuple[str, str]]] = {}
+        for agent in agents:
+            for note in dict.fromkeys(" ".join(note.split()) for note in agent.notes):
+                said.setdefault(alike(note), []).append((agent.name, note))
+        lines = []
+        for group in said.values():
+            name, note = group[0]
+            whose = "" if all(other == note for _, other in group) else f" (the figures are those of {name})"
+            lines.append(f"{_names(dict.fromkeys(name for name, _ in group), 3)}: {_cut(note, NOTE)}{whose}")
+        if len(lines) <= REMARKS:
+            break
+    return lines
 
 
 def _names(names: Iterable[str], most: int) -> str:
@@ -573,13 +719,11 @@ def _utc(wall: Optional[float]) -> Optional[str]:
 
 def _flat(row: Row) -> dict[str, Any]:
     flat = dict(row)
-    for name in ("write", "fsync"):
+    for name in ("write", "fsync", "read"):
         histogram = Histogram()
         histogram.add(row[f"{name}_histogram"])
         flat[f"{name}s"] = histogram.count
-        flat[f"{name}_p50_s"] = histogram.quantile(0.50)
-        flat[f"{name}_p99_s"] = histogram.quantile(0.99)
-        flat[f"{name}_max_s"] = histogram.high
+        flat |= {f"{name}_{what}_s": value for what, value in histogram.latency().items()}
     return flat
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
-from fury_collector.wire import Event, Ready
+from fury_collector.wire import SLOW_PERCENT, Event, Ready
 
 # How an agent begins its last word when it did what it was told.
 _CALLED_OFF = ("stopped by the collector", "stopped by SIG", "the collector called the run off")
@@ -85,7 +85,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class EpochRows:
-    """One process of an agent: how much of it is stored, its first, last and newest words, its rollovers summed up."""
+    """One process of an agent: how much of it is stored, its first, last and newest words, its rollovers summed up.
+
+    A rollover counts if not all of it was written in the ramp; `rollover_bytes` is without the ramp's.
+    """
 
     epoch: str
     stored: int
@@ -97,11 +100,13 @@ class EpochRows:
     final: Optional[Event]
     rollovers: int
     rollover_bytes: int
+    ramp_bytes: int = 0
+    read_bytes: int = 0
 
     @property
     def wrote(self) -> bool:
         """Whether this process got to write."""
-        return self.start is not None or self.rollovers > 0
+        return self.start is not None or self.rollovers > 0 or self.ramp_bytes > 0
 
     @property
     def issued(self) -> int:
@@ -131,6 +136,7 @@ class AgentRows:
     cleanup_detail: Optional[str]
     epochs: tuple[EpochRows, ...]
     drain_seconds: float = 60.0
+    ramp_seconds: float = 0.0
     rescued_events: int = 0
     refused_events: int = 0
     refused_reason: Optional[str] = None
@@ -164,6 +170,7 @@ class RunRows:
     agents: tuple[AgentRows, ...]
     messages: tuple[Message, ...]
     next_message: int
+    slow_percent: int = SLOW_PERCENT
 
 
 @dataclass(frozen=True)

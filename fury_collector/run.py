@@ -55,7 +55,8 @@ class _Epoch:
         False  # another process has taken its place: of what it wrote only rollovers are known to be durable
     )
     heartbeat_bytes: int = 0
-    durable_bytes: int = 0
+    durable_bytes: int = 0  # without the ramp's
+    ramp_bytes: int = 0
     rollovers: int = 0
 
     @property
@@ -462,10 +463,11 @@ class Run:
         payload = event.payload
         current = agent.epoch == epoch
         if event.kind == "rollover":
-            one.rollovers += 1
-            one.durable_bytes += payload["bytes"]
+            one.rollovers += payload["ramp_bytes"] < payload["bytes"]
+            one.durable_bytes += payload["bytes"] - payload["ramp_bytes"]
+            one.ramp_bytes += payload["ramp_bytes"]
             if current:
-                agent.rolled = (event.t_mono_ns, one.durable_bytes)
+                agent.rolled = (event.t_mono_ns, one.durable_bytes + one.ramp_bytes)
             self._rolled[agent.name] = self._rolled.get(agent.name, 0) + 1
             if len(self._rolled) == 1 and self._rolled[agent.name] == 1:
                 size, seconds = payload["bytes"], payload["seconds"]
@@ -780,6 +782,7 @@ def _restored_epoch(rows: EpochRows) -> _Epoch:
         receipt=rows.receipt,
         heartbeat_bytes=rows.heartbeat.payload["written_bytes"] if rows.heartbeat is not None else 0,
         durable_bytes=rows.rollover_bytes,
+        ramp_bytes=rows.ramp_bytes,
         rollovers=rows.rollovers,
     )
 

@@ -15,6 +15,9 @@ from fury_collector.errors import BadInput
 MAX_BATCH = 500
 MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_BUCKETS = 4096
+MAX_NOTES = 20
+LONGEST_S = 604_800 + 86_400  # an agent's seconds with its ramp
+SLOW_PERCENT = 20
 WHOLE = 2**63 - 1
 VERDICTS = (
     "PASS",
@@ -82,6 +85,7 @@ class PlannedAgent:
     seconds: float
     directory: str
     drain_seconds: float = 60.0
+    ramp_seconds: float = 0.0  # how many of its seconds come before those that count
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Plan:
     parameters: Payload
     agents: tuple[PlannedAgent, ...]
     document: Payload
+    slow_percent: int = SLOW_PERCENT
 
 
 def shown(value: object) -> str:
@@ -137,9 +142,10 @@ def plan(value: Any) -> Plan:
                 name=name(_required(item, "name", where), f"{where}.name"),
                 host=_text(255)(_required(item, "host", where), f"{where}.host"),
                 chunk_mb=_whole(1, 1_000_000)(_required(item, "chunk_mb", where), f"{where}.chunk_mb"),
-                seconds=_number(0.001, 604_800)(_required(item, "seconds", where), f"{where}.seconds"),
+                seconds=_number(0.001, LONGEST_S)(_required(item, "seconds", where), f"{where}.seconds"),
                 directory=_text(4096)(_required(item, "directory", where), f"{where}.directory"),
                 drain_seconds=_number(0, 86_400)(item.get("drain_seconds", 60), f"{where}.drain_seconds"),
+                ramp_seconds=_number(0, 86_400)(item.get("ramp_seconds", 0), f"{where}.ramp_seconds"),
             )
         )
     names = [agent.name for agent in agents]
@@ -152,6 +158,7 @@ def plan(value: Any) -> Plan:
         parameters=_object(body.get("parameters", {}), "plan.parameters"),
         agents=tuple(agents),
         document=body,
+        slow_percent=_whole(1, 99)(body.get("slow_percent", SLOW_PERCENT), "plan.slow_percent"),
     )
 
 
@@ -209,6 +216,8 @@ def _event(entry: Any, index: int) -> Event:
     if fields is None:
         _wrong(f"{where}.kind", kind, "one of " + ", ".join(_KINDS))
     payload = _fields(item, fields, f"{where}.", ignored=("kind",))
+    if kind == "rollover" and payload["ramp_bytes"] > payload["bytes"]:
+        _wrong(f"{where}.ramp_bytes", payload["ramp_bytes"], f"at most bytes, {payload['bytes']}")
     return Event(payload.pop("seq"), str(kind), payload.pop("t_mono_ns"), payload.pop("t_wall"), payload)
 
 
@@ -322,7 +331,7 @@ def _or_null(check: Check) -> Check:
 def _facts(value: Any, where: str) -> Payload:
     facts = _object(value, where)
     if len(facts) > 200:
-        _wrong(where, len(facts), "an object of at most 200 facts")
+        _wrong(where, len(facts), "an object of at most 200 values")
     for key, fact in facts.items():
         _text(64)(key, f"{where} (a key)")
         if isinstance(fact, str):
@@ -330,6 +339,15 @@ def _facts(value: Any, where: str) -> Payload:
         elif fact is not None and not isinstance(fact, bool):
             _number(-1e18, 1e18)(fact, f"{where}.{key}")
     return facts
+
+
+def _notes(value: Any, where: str) -> list[str]:
+    if not isinstance(value, list) or len(value) > MAX_NOTES:
+        found = len(value) if isinstance(value, list) else value
+        _wrong(where, found, f"a list of at most {MAX_NOTES} sentences")
+    for index, note in enumerate(value):
+        _text(1000)(note, f"{where}[{index}]")
+    return value
 
 
 def _histogram(value: Any, where: str) -> Payload:
@@ -374,7 +392,7 @@ _READY: dict[str, Check] = {
     "metrics_address": _text(255),
     "metrics_port": _whole(0, 65535),
     "chunk_bytes": _whole(1),
-    "seconds": _number(0.001, 604_800),
+    "seconds": _number(0.001, LONGEST_S),
     "calibrated_bytes_per_second": _or_null(_number()),
     "host": _text(255),
     "agent_version": _text(64),
@@ -395,8 +413,10 @@ _KINDS: dict[str, dict[str, Check]] = {
         **_COMMON,
         "chunk": _whole(),
         "bytes": _whole(),
+        "ramp_bytes": _whole(),
         "seconds": _number(),
         "fsync_seconds": _number(),
+        "read_seconds": _or_null(_number()),
         "write_p50_s": _number(),
         "write_p99_s": _number(),
         "write_max_s": _number(),
@@ -405,6 +425,7 @@ _KINDS: dict[str, dict[str, Check]] = {
         **_COMMON,
         "interval_s": _number(),
         "written_bytes": _whole(),
+        "read_bytes": _whole(),
         "agent_cpu_ratio": _RATIO,
         "agent_rss_bytes": _whole(),
         "host_cpu_ratio": _or_null(_RATIO),
@@ -413,6 +434,7 @@ _KINDS: dict[str, dict[str, Check]] = {
         "disk_free_bytes": _whole(),
         "write_histogram": _histogram,
         "fsync_histogram": _histogram,
+        "read_histogram": _histogram,
     },
     "heartbeat": {
         **_COMMON,
@@ -433,6 +455,8 @@ _KINDS: dict[str, dict[str, Check]] = {
         "verdict": _one_of(VERDICTS),
         "reason": _or_null(_text(4000)),
         "written_bytes": _whole(),
+        "ramp_bytes": _whole(),
+        "read_bytes": _whole(),
         "tail_bytes": _whole(),
         "rollovers": _whole(),
         "seconds": _number(),
@@ -441,6 +465,9 @@ _KINDS: dict[str, dict[str, Check]] = {
         "errors": _whole(),
         "write_histogram": _histogram,
         "fsync_histogram": _histogram,
+        "read_histogram": _histogram,
         "device_written_bytes": _or_null(_whole()),
+        "honesty": _facts,
+        "notes": _notes,
     },
 }

@@ -14,10 +14,14 @@ from typing import Any
 from fury_agent.config import BLOCK_UNIT, FIELDS, check_field, hint_extra_var, make_config
 from fury_agent.verdict import FuryError
 
+# What the run itself tells each agent.
+RUNS_OWN = ("name", "run_id", "collector_url", "barrier_seconds", "lease_seconds", "state_directory")
 # What an agent may be told through the inventory or extra-vars, by the agent's own names (docs/protocol.md).
-AGENT_PARAMETERS = (
-    "chunk_mb", "minutes", "seconds", "directory", "block_kb", "keep", "free_floor_mb", "allow_few_rollovers",
-    "heartbeat_seconds", "sample_seconds", "drain_seconds", "metrics_address", "metrics_port", "event_log",
+AGENT_PARAMETERS = tuple(field.name for field in FIELDS if field.name not in RUNS_OWN)
+# Those that say what is written and how, for the results.
+LOAD_PARAMETERS = (
+    "chunk_mb", "seconds", "directory", "io", "block_kb", "jobs", "rate_mb_s", "ramp_seconds", "keep", "files", "verify",
+    "compress_percent", "dedupe_percent", "seed", "free_floor_mb",
 )  # fmt: skip
 # What the run as a whole may be told, with the default.
 RUN_PARAMETERS: dict[str, Any] = {
@@ -28,6 +32,7 @@ RUN_PARAMETERS: dict[str, Any] = {
     "fury_mode": "auto",
     "fury_results": "",  # results/ beside run.yml
     "fury_slack_seconds": 300,  # how long arming, gathering and teardown may take on top before the reapers come
+    "fury_slow_percent": 20,  # how far below the fleet's median an agent's rate is when it is named as slow
 }
 MODES = ("auto", "systemd", "process")
 DEFAULT_DIRECTORY = "/var/tmp"
@@ -81,7 +86,7 @@ def make_plan(
     if problems:
         raise BadInput(_grouped(problems))
     _add_up_space(planned)
-    longest = max(agent["config"]["seconds"] for agent in planned.values())
+    longest = max(agent["runtime_s"] for agent in planned.values())
     drain = max(agent["config"]["drain_seconds"] for agent in planned.values())
     results = Path(run["fury_results"] or repo / "results")
     return {
@@ -101,10 +106,11 @@ def make_plan(
             .replace("+00:00", "Z"),
             "parameters": _common_parameters(planned),
             "agents": [
-                {"name": name, "host": agent["host"]}
-                | {key: agent["config"][key] for key in ("chunk_mb", "seconds", "directory", "drain_seconds")}
+                {"name": name, "host": agent["host"], "seconds": agent["runtime_s"]}
+                | {key: agent["config"][key] for key in ("chunk_mb", "directory", "drain_seconds", "ramp_seconds")}
                 for name, agent in planned.items()
             ],
+            "slow_percent": run["fury_slow_percent"],
         },
         "summary": _summary(run_id, planned),
     }
@@ -147,11 +153,12 @@ def _misspelt_extra_vars(extra_vars: Mapping[str, Any]) -> list[str]:
 def _misspelt_host_vars(host: str, variables: Mapping[str, Any], extra_vars: Mapping[str, Any]) -> list[str]:
     """A sentence for each inventory variable that looks like one of ours with a typo; inventories hold much else."""
     known = [*AGENT_PARAMETERS, *RUN_PARAMETERS]
+    telling = [name for name in known if len(name) > 5]  # speed and file are somebody else's, not seed and files
     problems = []
     for name in variables:
         if name in known or name in extra_vars or name.startswith(("ansible_", "__")):
             continue
-        if difflib.get_close_matches(name, known, n=1, cutoff=0.85) or (
+        if difflib.get_close_matches(name, telling, n=1, cutoff=0.85) or (
             name.startswith("fury_") and not _role_variable(name)
         ):
             problems.append(f"{name} (inventory, {host}) is not a parameter of Fury{_did_you_mean(name, known)}")
@@ -169,14 +176,15 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     run = {name: variables.get(name, default) for name, default in RUN_PARAMETERS.items()}
-    for name, agents_name, allowed in (
-        ("fury_barrier_seconds", "barrier_seconds", "a whole number of seconds from 1 to 86400"),
-        ("fury_slack_seconds", "barrier_seconds", "a whole number of seconds from 1 to 86400"),
-        ("fury_collector_port", "metrics_port", "a port from 1 to 65535"),
+    for name, agents_name, highest, allowed in (
+        ("fury_barrier_seconds", "barrier_seconds", 86_400, "a whole number of seconds from 1 to 86400"),
+        ("fury_slack_seconds", "barrier_seconds", 86_400, "a whole number of seconds from 1 to 86400"),
+        ("fury_collector_port", "metrics_port", 65_535, "a port from 1 to 65535"),
+        ("fury_slow_percent", "compress_percent", 99, "a whole number of percent from 1 to 99"),
     ):
         try:
             run[name] = check_field(agents_name, run[name])
-            possible = run[name] > 0
+            possible = 0 < run[name] <= highest
         except FuryError:
             possible = False
         if not possible:
@@ -342,7 +350,8 @@ def _agent(
     return {
         "host": _host(name, variables),
         "config": {key: value for key, value in defaults.items() if value is not None},
-        "ring_bytes": config.keep * config.chunk_bytes + BLOCK_UNIT,
+        "runtime_s": config.runtime_s,
+        "ring_bytes": config.ring_bytes + BLOCK_UNIT,
     }
 
 
@@ -363,8 +372,9 @@ def _collisions(planned: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _common_parameters(planned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The parameters as asked for: one value where all agents agree, the sorted distinct values where they don't."""
     common: dict[str, Any] = {}
-    for key in ("chunk_mb", "seconds", "directory", "block_kb", "keep", "free_floor_mb"):
-        values = sorted({agent["config"][key] for agent in planned.values()})
+    for key in LOAD_PARAMETERS:
+        distinct = {agent["config"].get(key) for agent in planned.values()}
+        values = sorted(distinct, key=lambda value: (value is not None, value))
         common[key] = values[0] if len(values) == 1 else values
     seconds = common["seconds"]
     if isinstance(seconds, int) and seconds % 60 == 0:
@@ -377,10 +387,11 @@ def _summary(run_id: str, planned: Mapping[str, Mapping[str, Any]]) -> str:
     hosts = len({agent["host"] for agent in planned.values()})
     chunks = sorted({agent["config"]["chunk_mb"] for agent in planned.values()})
     seconds = sorted({agent["config"]["seconds"] for agent in planned.values()})
+    ramps = sorted({agent["config"]["ramp_seconds"] for agent in planned.values()})
     count = len(planned)
     return (
         f"run {run_id}: {count} agent{'s' * (count != 1)} on {hosts} host{'s' * (hosts != 1)}, "
-        f"{_range(chunks)} MB chunks, {_duration(seconds)}"
+        f"{_range(chunks)} MB chunks, {_duration(seconds)}{f' after a ramp of {_duration(ramps)}' * any(ramps)}"
     )
 
 

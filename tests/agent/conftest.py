@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List
 
@@ -91,3 +93,42 @@ def peer() -> Iterator[Peer]:
     peer = Peer()
     yield peer
     peer.close()
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory where this system has one, for what no disk should disturb; else one like any other."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts file systems below tmp_path and unmounts them in reverse order."""
+    mounted: List[Path] = []
+
+    def do(name: str, *arguments: str) -> Path:
+        target = tmp_path / name
+        target.mkdir()
+        made = subprocess.run(["mount", *arguments, str(target)], capture_output=True, text=True, check=False)
+        if made.returncode:
+            pytest.skip(f"this system lets nobody mount: {made.stderr.strip()}")
+        mounted.append(target)
+        return target
+
+    yield do
+    for target in reversed(mounted):
+        deadline = time.monotonic() + 10
+        while subprocess.run(["umount", str(target)], check=time.monotonic() > deadline).returncode:
+            time.sleep(0.1)  # the loop device lets go of its image a moment after its own file system is gone
+
+
+def ext4_image(path: Path, size: int, *options: str) -> str:
+    """Makes a file system in a file, to be mounted with `-o loop`."""
+    with path.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", *options, str(path)], check=True)
+    return str(path)

@@ -18,8 +18,6 @@ from fury_agent.metrics import (
     HostSampler,
     MetricsServer,
     Reading,
-    device_written_bytes,
-    host_facts,
     make_registry,
 )
 from fury_agent.verdict import FuryError, Verdict
@@ -28,10 +26,11 @@ GOLDEN = Path(__file__).parent / "metrics.golden"
 
 
 def reading() -> Reading:
-    write, fsync = Histogram(), Histogram()
+    write, fsync, read = Histogram(), Histogram(), Histogram()
     for value in (0.00004, 0.0003, 0.0003, 0.02, 40.0):
         write.add(value)
     fsync.add(0.3)
+    read.add(0.002)
     host = HostSample(
         interval_s=10.0,
         agent_cpu_ratio=0.1,
@@ -42,10 +41,12 @@ def reading() -> Reading:
     )
     return Reading(
         written_bytes=40_001_536,
+        read_bytes=20_000_768,
         rollovers=2,
         write_errors=0,
         write_latency=write,
         fsync_latency=fsync,
+        read_latency=read,
         journal_events=3,
         chunk_bytes=20_000_768,
         disk_free_bytes=123_456_789,
@@ -134,15 +135,3 @@ def test_the_host_is_measured() -> None:
     assert sample.host_memory_total_bytes is not None
     assert 0 < sample.host_memory_used_bytes < sample.host_memory_total_bytes
     assert sample.agent_rss_bytes > 1_000_000
-
-
-def test_the_kernels_count_of_written_bytes_is_read(tmp_path: Path) -> None:
-    """It is there on Linux for the own process."""
-    assert device_written_bytes() is not None
-
-
-def test_facts_are_strings_and_numbers(tmp_path: Path) -> None:
-    """What the start event carries about the host and its file system."""
-    facts = host_facts(str(tmp_path))
-    assert {"kernel", "machine", "python", "cpus"} <= set(facts)
-    assert all(isinstance(value, (str, int)) for value in facts.values())

@@ -7,15 +7,14 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
-from typing import Callable, Iterator, List
+from typing import Callable, List
 
 import pytest
 
 from fury_agent.chunks import ChunkDirectory
 from fury_agent.config import check_directory
-from tests.agent.conftest import AgentProcess
+from tests.agent.conftest import AgentProcess, ext4_image
 
 Run = Callable[..., AgentProcess]
 pytestmark = pytest.mark.skipif(
@@ -24,37 +23,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts file systems below tmp_path and unmounts them in reverse order."""
-    mounted: List[Path] = []
-
-    def do(name: str, *arguments: str) -> Path:
-        target = tmp_path / name
-        target.mkdir()
-        made = subprocess.run(["mount", *arguments, str(target)], capture_output=True, text=True, check=False)
-        if made.returncode:
-            pytest.skip(f"this system lets nobody mount: {made.stderr.strip()}")
-        mounted.append(target)
-        return target
-
-    yield do
-    for target in reversed(mounted):
-        deadline = time.monotonic() + 10
-        while subprocess.run(["umount", str(target)], check=time.monotonic() > deadline).returncode:
-            time.sleep(0.1)  # the loop device lets go of its image a moment after its own file system is gone
-
-
-@pytest.fixture
 def tmpfs(mount: Callable[..., Path]) -> Path:
     """A file system of 40 MB in memory."""
     return mount("tmpfs", "-t", "tmpfs", "-o", "size=40m", "tmpfs")
-
-
-def ext4_image(path: Path, size: int) -> str:
-    with path.open("wb") as file:
-        file.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", str(path)], check=True)
-    return str(path)
 
 
 def arguments(directory: Path, *more: str) -> List[str]:

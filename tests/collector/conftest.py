@@ -95,8 +95,10 @@ def event(seq: int, kind: str, **changes: Any) -> dict[str, Any]:
         "rollover": {
             "chunk": seq,
             "bytes": CHUNK,
+            "ramp_bytes": 0,
             "seconds": 0.25,
             "fsync_seconds": 0.01,
+            "read_seconds": None,
             "write_p50_s": 0.001,
             "write_p99_s": 0.002,
             "write_max_s": 0.003,
@@ -104,6 +106,7 @@ def event(seq: int, kind: str, **changes: Any) -> dict[str, Any]:
         "sample": {
             "interval_s": 10.0,
             "written_bytes": seq * CHUNK,
+            "read_bytes": 0,
             "agent_cpu_ratio": 0.1,
             "agent_rss_bytes": 30_000_000,
             "host_cpu_ratio": 0.5,
@@ -112,6 +115,7 @@ def event(seq: int, kind: str, **changes: Any) -> dict[str, Any]:
             "disk_free_bytes": 50_000_000_000,
             "write_histogram": histogram(0.001, 0.002),
             "fsync_histogram": histogram(0.01),
+            "read_histogram": histogram(),
         },
         "heartbeat": {"phase": "writing", "written_bytes": seq * CHUNK, "rollovers": seq, "pending_events": 0},
         "error": {"message": "write failed: No space left on device", "operation": "write", "path": "/x", "errno": 28},
@@ -119,6 +123,8 @@ def event(seq: int, kind: str, **changes: Any) -> dict[str, Any]:
             "verdict": "PASS",
             "reason": "",
             "written_bytes": 0,
+            "ramp_bytes": 0,
+            "read_bytes": 0,
             "tail_bytes": 0,
             "rollovers": 0,
             "seconds": 60.0,
@@ -127,7 +133,10 @@ def event(seq: int, kind: str, **changes: Any) -> dict[str, Any]:
             "errors": 0,
             "write_histogram": histogram(0.001, 0.002, 0.003),
             "fsync_histogram": histogram(0.01),
+            "read_histogram": histogram(),
             "device_written_bytes": None,
+            "honesty": {"io_used": "buffered", "steady": True},
+            "notes": [],
         },
     }
     return {

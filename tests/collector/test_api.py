@@ -119,6 +119,10 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(kind="rolover"), "events[1].kind"),
         (broken(kind=["rollover"]), "events[1].kind"),
         (broken(color="red"), "events[1].color"),
+        (broken(ramp_bytes=...), "events[1].ramp_bytes"),
+        (broken(ramp_bytes=CHUNK + 1), "events[1].ramp_bytes"),
+        (broken(read_seconds=...), "events[1].read_seconds"),
+        (broken(read_seconds=-1), "events[1].read_seconds"),
         (event(1, "heartbeat", phase="asleep"), "events[1].phase"),
         (event(1, "final", verdict="FINE"), "events[1].verdict"),
         (event(1, "error", message="a\0b"), "events[1].message"),
@@ -126,6 +130,19 @@ def broken(**changes: Any) -> dict[str, Any]:
         (event(1, "error", message="x" * 5000), "events[1].message"),
         (event(1, "start", facts=["x"]), "events[1].facts"),
         (event(1, "start", facts={"x": {}}), "events[1].facts.x"),
+        (event(1, "final", honesty=None), "events[1].honesty"),
+        (event(1, "final", honesty={"io_used": ["direct"]}), "events[1].honesty.io_used"),
+        (event(1, "final", honesty={"x": 10**400}), "events[1].honesty.x"),
+        (event(1, "final", honesty={str(n): n for n in range(201)}), "events[1].honesty"),
+        (event(1, "final", notes="slow"), "events[1].notes"),
+        (event(1, "final", notes=["slow"] * 21), "events[1].notes"),
+        (event(1, "final", notes=["slow", None]), "events[1].notes[1]"),
+        (event(1, "final", notes=["x" * 1001]), "events[1].notes[0]"),
+        (event(1, "final", ramp_bytes=None), "events[1].ramp_bytes"),
+        (event(1, "final", read_bytes=-1), "events[1].read_bytes"),
+        (event(1, "final", read_histogram={}), "events[1].read_histogram.gamma"),
+        (event(1, "sample", read_bytes=None), "events[1].read_bytes"),
+        (event(1, "sample", read_histogram={}), "events[1].read_histogram.gamma"),
         (event(1, "sample", write_histogram={}), "events[1].write_histogram.gamma"),
         (event(1, "sample", write_histogram={**histogram(1.0), "count": 7}), "events[1].write_histogram.count"),
         (event(1, "sample", write_histogram={**histogram(1.0), "gamma": 1}), "events[1].write_histogram.gamma"),
@@ -331,6 +348,31 @@ def test_a_host_that_hides_its_cpu_and_memory_is_told_as_null(collector: Collect
     for name in ("agent_cpu_ratio", "agent_rss_bytes", "disk_free_bytes", "written_bytes"):
         answer = collector.push("alecto", event(1, "sample", **{name: None}))
         assert (answer.status_code, answer.get_json()["field"]) == (400, f"events[0].{name}")
+
+
+def test_what_was_read_back_and_what_an_agent_says_of_its_figures_is_stored_once(collector: Collector) -> None:
+    """As much of it as is allowed; a repetition is still a duplicate."""
+    words = [
+        event(0, "rollover", ramp_bytes=CHUNK, read_seconds=0.25),
+        event(1, "sample", read_bytes=CHUNK, read_histogram=histogram(0.004, 0.005)),
+        event(
+            2,
+            "final",
+            honesty={"io_used": "direct", "steady": None, "page_cache_ratio": 0.5, "handed_bytes": CHUNK, "ok": True},
+            notes=["x" * 1000] * 20,
+        ),
+    ]
+    assert collector.push("alecto", *words).get_json()["stored"] == 3
+    assert collector.push("alecto", *words).get_json()["duplicates"] == 3
+    assert [row["read_seconds"] for row in collector.database.rollovers(1)] == [0.25]
+    assert [row["read_histogram"] for row in collector.database.samples(1)] == [words[1]["read_histogram"]]
+    assert collector.push("alecto", {**words[0], "read_seconds": None}).status_code == 409
+
+
+def test_an_agent_may_be_ready_for_the_longest_time_with_the_longest_ramp(collector: Collector) -> None:
+    """Its seconds include both."""
+    assert collector.ready("alecto", seconds=604_800 + 86_400).status_code == 200
+    assert collector.ready("alecto", seconds=604_800 + 86_401).status_code == 400
 
 
 def test_the_state_says_how_many_agents_write_and_counts_no_finished_one_as_green(collector: Collector) -> None:

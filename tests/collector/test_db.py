@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import fury_collector.db
-from fury_collector import wire
+from fury_collector import report, wire
 from fury_collector.db import SCHEMAS, Database, metadata
 from fury_collector.errors import BadInput, Precondition, Unavailable
 from fury_collector.rows import Stored
 
-from .conftest import RUN, event, plan
+from .conftest import CHUNK, RUN, event, histogram, plan
 
 
 def opened(path: Path, names: tuple[str, ...] = ("alecto",)) -> Database:
@@ -32,6 +34,125 @@ def opened(path: Path, names: tuple[str, ...] = ("alecto",)) -> Database:
 
 def batch(*events: dict[str, Any], epoch: str = "0123456789abcdef") -> wire.Batch:
     return wire.batch({"v": 1, "epoch": epoch, "events": list(events)})
+
+
+MIGRATIONS = Path(fury_collector.db.__file__).parent / "migrations"
+
+
+def of_schema_0001(path: Path) -> Path:
+    """A database as the first Fury left it: alecto ended well, megaera crashed after two of its rollovers."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with sa.create_engine(f"sqlite:///{path}").begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    words = {kind: wire.dumps(_old(kind)) for kind in ("start", "final")}
+    with sqlite3.connect(path) as old:
+        document = wire.dumps(plan(("alecto", "megaera")))
+        old.execute(
+            "INSERT INTO runs (id, run_id, created_at, plan, state) VALUES (1, ?, '', ?, 'finished')", (RUN, document)
+        )
+        for number, name in enumerate(("alecto", "megaera"), 1):
+            final_seq = 4 if name == "alecto" else None
+            old.execute(
+                "INSERT INTO agents (id, run_ref, name, host, chunk_mb, seconds, directory) "
+                "VALUES (?, 1, ?, 'host1', 20, 60, '/var/tmp')",
+                (number, name),
+            )
+            old.execute(
+                "INSERT INTO epochs VALUES (?, ?, '0123456789abcdef', ?, ?, 0, NULL, ?, ?)",
+                (number, number, 5 if final_seq else 4, final_seq or 3, final_seq, 5 * 10**9),
+            )
+            old.execute("INSERT INTO events VALUES (?, 0, 'start', 1000000000, 1.0, ?)", (number, words["start"]))
+            for seq in (1, 2):
+                old.execute(
+                    "INSERT INTO rollovers VALUES (?, ?, 1, 1.0, ?, ?, 0.25, 0.01, 0.001, 0.002, 0.003)",
+                    (number, seq, seq - 1, CHUNK),
+                )
+            old.execute(
+                "INSERT INTO samples VALUES (?, 3, 1, 1.0, 10.0, 0, 0.1, 30000000, NULL, NULL, NULL, 5, ?, ?)",
+                (number, wire.dumps(histogram(0.001, 0.002)), wire.dumps(histogram(0.01))),
+            )
+        old.execute("INSERT INTO events VALUES (1, 4, 'final', 5000000000, 5.0, ?)", (words["final"],))
+    old.close()
+    return path
+
+
+def _old(kind: str) -> dict[str, Any]:
+    later = {"ramp_bytes", "read_bytes", "read_histogram", "honesty", "notes", "seq", "kind", "t_mono_ns", "t_wall"}
+    whole = event(0, kind, **({"written_bytes": 2 * CHUNK + 5, "rollovers": 2} if kind == "final" else {}))
+    return {key: value for key, value in whole.items() if key not in later}
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_database_of_the_first_schema_is_reported_as_before(
+    read_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in it was read back, and all of it counts; a reader leaves it to the Fury that wrote it."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    path = of_schema_0001(tmp_path / "fury.db")
+    before = path.read_bytes()
+    database = Database(path, create=False, read_only=read_only)
+    assert [(line.run_id, line.agents, line.rollovers) for line in database.list_runs()] == [(RUN, 2, 4)]
+    rows = database.read_run(RUN)
+    result = report.judge(rows, database.samples(rows.id))
+    assert [agent.verdict for agent in result.agents] == ["PASS", "INCOMPLETE"]
+    assert [agent.written_bytes for agent in result.agents] == [2 * CHUNK + 5, 2 * CHUNK]
+    assert [agent.writes.count for agent in result.agents] == [3, 2]
+    for agent in report.summary(result)["agents"]:
+        assert (agent["rollovers"], agent["ramp_bytes"], agent["read_bytes"]) == (2, 0, 0)
+        assert (agent["honesty"], agent["notes"], agent["read_latency_seconds"]["max"]) == ({}, [], None)
+        assert agent["facts"] == {"kernel": "6.18", "cpus": 2}
+    assert [row["read_seconds"] for row in database.rollovers(rows.id)] == [None] * 4
+    database.close()
+    assert (path.read_bytes() == before) == read_only
+    with sqlite3.connect(path) as connection:
+        version = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    connection.close()
+    assert version == ("0001" if read_only else SCHEMAS[-1],)
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["fury.db", "temporary"]
+
+
+def test_a_run_of_the_first_schema_goes_on_in_the_newest(tmp_path: Path) -> None:
+    """What comes after the upgrade adds up with what was there, and what was there is still a duplicate."""
+    database = Database(of_schema_0001(tmp_path / "fury.db"), exclusive=True)
+    database.start()
+    known = event(1, "rollover", chunk=0, t_mono_ns=1, t_wall=1.0)
+    later = event(4, "rollover", chunk=2, read_seconds=0.5)
+    stored = database.store(2, batch(known, later)).result(10)
+    assert (len(stored.fresh), stored.duplicates) == (1, 1)
+    epoch = database.read_run(RUN).agents[1].epochs[0]
+    assert (epoch.rollovers, epoch.rollover_bytes, epoch.read_bytes) == (3, 3 * CHUNK, CHUNK)
+    database.close()
+
+
+def test_a_reader_without_room_for_a_copy_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, and the older database is as it was."""
+    path = of_schema_0001(tmp_path / "fury.db")
+    before = path.read_bytes()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(Precondition, match=r"fury\.db cannot be copied to be read \(.*\): free the disk"):
+        Database(path, create=False, read_only=True)
+    assert path.read_bytes() == before
+
+
+def test_rollovers_of_the_ramp_do_not_count(tmp_path: Path) -> None:
+    """Neither in `runs` nor in an epoch's sums; of the one that both share the bytes after the ramp do."""
+    database = opened(tmp_path / "fury.db")
+    words = [
+        event(0, "rollover", ramp_bytes=CHUNK, read_seconds=0.5),
+        event(1, "rollover", ramp_bytes=CHUNK - 4096, read_seconds=0.5),
+        event(2, "rollover"),
+    ]
+    database.store(1, batch(*words)).result(10)
+    assert database.list_runs()[0].rollovers == 2
+    epoch = database.read_run(RUN).agents[0].epochs[0]
+    assert (epoch.rollovers, epoch.rollover_bytes, epoch.ramp_bytes) == (2, CHUNK + 4096, 2 * CHUNK - 4096)
+    assert epoch.read_bytes == CHUNK  # of a chunk that outlasted the ramp all is read back after it
+    database.store(1, batch(event(0, "rollover", ramp_bytes=CHUNK), epoch="f" * 16)).result(10)
+    assert [one.wrote for one in database.read_run(RUN).agents[0].epochs] == [True, True]
+    database.close()
 
 
 def test_a_newer_schema_is_refused_naming_both_versions(tmp_path: Path) -> None:
@@ -114,7 +235,7 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> N
         without = {name for name, sql in tables if "WITHOUT ROWID" in sql}
     assert without == {"rollovers", "samples", "events", "messages", "refused"}
     database.close()
-    script = ScriptDirectory(str(Path(fury_collector.db.__file__).parent / "migrations"))
+    script = ScriptDirectory(str(MIGRATIONS))
     assert tuple(r.revision for r in script.walk_revisions())[::-1] == SCHEMAS
 
 
@@ -137,6 +258,7 @@ def test_a_rollover_costs_at_most_120_bytes(tmp_path: Path) -> None:
                     t_wall=1.79e9 + seq * 0.1234567,
                     seconds=0.123456789 + seq * 1e-7,
                     fsync_seconds=0.0123456789 + seq * 1e-8,
+                    read_seconds=0.1123456789 + seq * 1e-8,
                     write_p50_s=0.00123456789 + seq * 1e-9,
                     write_p99_s=0.00223456789 + seq * 1e-9,
                     write_max_s=0.00323456789 + seq * 1e-9,

@@ -116,6 +116,11 @@ def bad_plans() -> list[tuple[Any, str]]:
             for bad in ("", "yesterday", "2026-11-24", "2026-11-24T03:04:05", "2026-11-24T03:04:05+01:00", 1.79e9)
         ),
         ({**good, "created_at": "2026-13-24T03:04:05Z"}, "plan.created_at"),
+        ({**good, "agents": [{**one, "ramp_seconds": -1}]}, "plan.agents[0].ramp_seconds"),
+        *(
+            ({**good, "slow_percent": bad}, "plan.slow_percent must be a whole number from 1 to 99")
+            for bad in (0, 100, 20.5, "20", True, None)
+        ),
     ]
 
 
@@ -328,3 +333,15 @@ def test_bad_json_is_said_of_the_file_that_has_it(
 def test_a_plan_was_made_at_an_instant_in_utc(good: str) -> None:
     """Each of the ways to write that."""
     assert wire.plan({**plan(), "created_at": good}).created_at == good
+
+
+@pytest.mark.parametrize(("given", "named"), [({}, "slow: tisiphone"), ({"slow_percent": 70}, "MB/s")])
+def test_the_plan_says_how_far_below_the_median_is_slow(given: dict[str, Any], named: str, tmp_path: Path) -> None:
+    """Twenty per cent if it does not."""
+    store = Database(tmp_path / "fury.db")
+    store.add_run(wire.plan({**plan(), **given}))
+    store.start()
+    for agent, seconds in zip(store.read_run(RUN).agents, (10.0, 10.0, 25.0)):
+        store.store(agent.id, wire.batch({"v": 1, "epoch": "0" * 16, "events": life(seconds=seconds)})).result(10)
+    store.close()
+    assert fury("report", RUN, "--database", tmp_path / "fury.db").stdout.rstrip().endswith(named)

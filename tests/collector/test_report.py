@@ -13,6 +13,8 @@ from fury_collector.rows import AgentRows, EpochRows, RunRows, RunState, Transit
 
 from .conftest import CHUNK, RUN, event, histogram, ready
 
+HISTOGRAMS = ("write_histogram", "fsync_histogram", "read_histogram")
+
 
 def word(seq: int, kind: str, **changes: Any) -> wire.Event:
     checked = wire.batch({"v": 1, "epoch": "0" * 16, "events": [event(seq, kind, **changes)]})
@@ -111,6 +113,15 @@ def test_a_bad_verdict_names_the_agent_and_its_reason() -> None:
     assert result.sentence == "DISK_ERROR: megaera: fsync: EIO"
 
 
+@pytest.mark.parametrize(
+    ("verdict", "finished"), [("PASS", 1), ("SLO_MISSED", 1), ("DATA_CORRUPTION", 0), ("DISK_ERROR", 0)]
+)
+def test_only_who_wrote_to_the_end_has_finished(verdict: str, finished: int) -> None:
+    """What is read back wrong ends an agent at once."""
+    rows = agent("alecto", epoch(final={"verdict": verdict, "reason": "why"}))
+    assert report.summary(judged(rows))["fleet"]["agents_finished"] == finished
+
+
 def test_a_stopped_run_is_incomplete_even_if_all_said_pass() -> None:
     """Nobody compares a run that was cut short."""
     result = judged(agent("alecto", epoch(final={})), stop_reason="Ctrl-C")
@@ -158,8 +169,8 @@ def test_the_last_process_without_a_final_word_is_incomplete() -> None:
 def test_a_restart_is_in_the_sentence_and_under_the_table() -> None:
     """A PASS with a restart is one, and nobody overlooks it."""
     twice = agent("alecto", epoch(name="a" * 16), epoch(name="b" * 16, final={"seconds": 40.0}))
-    result = judged(twice, agent("megaera", epoch(final={})))
-    assert result.sentence == "PASS: 2 of 2 agents finished, 0.2 GB at 3.0 MB/s; alecto restarted 1x"
+    result = judged(twice, agent("megaera", epoch(final={"seconds": 26.0})))
+    assert result.sentence == "PASS: 2 of 2 agents finished, 0.2 GB at 4.5 MB/s; alecto restarted 1x"
     assert report.table(result).splitlines()[-3:-1] == ["alecto: restarted 1x", ""]
     both = judged(twice, replace(twice, name="megaera"))
     assert both.sentence.endswith("; alecto, megaera restarted")
@@ -224,6 +235,169 @@ def test_the_fleet_is_as_fast_as_its_bytes_over_its_time() -> None:
     assert fleet["throughput_bytes_per_second"] == pytest.approx(6 * CHUNK / 120)
 
 
+RAMP = {"ramp_bytes": 2 * CHUNK, "seconds": 60.0}
+
+
+def test_the_ramp_is_no_part_of_the_fleets_time() -> None:
+    """Who has none is measured from the start, who has one from its end: the fleet's time holds both."""
+    late = agent("megaera", epoch(final=RAMP), seconds=90, ramp_seconds=30)
+    result = judged(agent("alecto", epoch(final={"seconds": 60.0})), late)
+    assert result.seconds == pytest.approx(90)
+    assert result.skew_s == pytest.approx(0.0004)
+    assert [one.seconds for one in result.agents] == [60, 60]
+    assert report.summary(result)["agents"][1]["ramp_bytes"] == 2 * CHUNK
+    both = judged(replace(late, name="alecto"), late)
+    assert both.seconds == pytest.approx(60)
+    stopped = judged(replace(late, name="alecto"), late, stop_reason="Ctrl-C")
+    assert "Ctrl-C after 60.0 of 60 s" in stopped.sentence
+    ramping = agent("megaera", epoch(final={**RAMP, "seconds": 0.0}), seconds=90, ramp_seconds=30)
+    assert judged(agent("alecto", epoch(final={"seconds": 5.0})), ramping).seconds == pytest.approx(5)
+    assert judged(ramping).seconds == 0
+
+
+def test_a_crashed_process_is_measured_without_its_ramp_too() -> None:
+    """Bytes and seconds of the ramp are both left out; its successor has what is left of it."""
+
+    def again(after_s: float) -> EpochRows:
+        start = word(0, "start", t_mono_ns=int((1 + after_s) * 1e9), start_collector_mono_s=8123.5 + after_s)
+        final = {"seconds": 40.0, "ramp_bytes": 5, "read_bytes": CHUNK}
+        return replace(epoch(name="b" * 16, final=final), start=start)
+
+    crashed = epoch(name="a" * 16, ramp_bytes=CHUNK, read_bytes=2 * CHUNK)
+    result = judged(agent("alecto", crashed, again(13), seconds=70, ramp_seconds=10))
+    one = result.agents[0]
+    assert one.seconds == pytest.approx(12.3 - 10 + 40)
+    assert result.seconds == pytest.approx(13 + 40 - 10)
+    assert (one.written_bytes, one.ramp_bytes, one.read_bytes) == (6 * CHUNK, CHUNK + 5, 3 * CHUNK)
+    early = replace(crashed, last_t_mono_ns=4 * 10**9, rollovers=0, rollover_bytes=0)
+    result = judged(agent("alecto", early, again(4), seconds=70, ramp_seconds=10))
+    assert [result.agents[0].seconds, result.seconds] == pytest.approx([40, 40])
+    lost = judged(agent("alecto", early, seconds=70, ramp_seconds=10)).agents[0]
+    assert (lost.reason, lost.seconds, lost.rate) == ("lost after 3.0 s", 0, 0)
+
+
+def fleet_of(*seconds: float) -> list[AgentRows]:
+    """Agents that wrote the same in so many seconds."""
+    return [agent(f"web{n}", epoch(final={"seconds": one})) for n, one in enumerate(seconds)]
+
+
+def test_an_agent_far_below_the_median_is_named_as_slow() -> None:
+    """Under the table with its figures, in the sentence of a PASS, and in the summary."""
+    result = judged(*fleet_of(10, 10, 16, 12.4))
+    assert result.sentence == "PASS: 4 of 4 agents finished, 0.2 GB at 15.0 MB/s; slow: web2"
+    assert report.table(result).splitlines()[-3] == "web2 is slow: 3.8 MB/s, 31 % below the fleet's median"
+    summary = report.summary(result)
+    assert summary["fleet"]["slow_agents"] == ["web2"]
+    assert summary["fleet"]["median_throughput_bytes_per_second"] == pytest.approx(
+        (3 * CHUNK / 10 + 3 * CHUNK / 12.4) / 2
+    )
+    assert [one["slow"] for one in summary["agents"]] == [False, False, True, False]
+    assert summary["agents"][2]["below_median_ratio"] == pytest.approx(0.308, abs=0.001)
+    assert summary["agents"][0]["below_median_ratio"] == pytest.approx(-0.107, abs=0.001)
+
+
+def test_slow_is_more_than_the_asked_for_percentage_below() -> None:
+    """Exactly as far is not."""
+    rows = run(*fleet_of(8, 8, 10))
+    assert [one.below_median_ratio for one in report.judge(rows, ()).agents][2] == pytest.approx(0.2)
+    assert report.judge(replace(rows, slow_percent=20), ()).slow == []
+    assert [one.name for one in report.judge(replace(rows, slow_percent=19), ()).slow] == ["web2"]
+
+
+def test_the_median_is_of_those_that_wrote() -> None:
+    """Who never wrote is not slow, and one alone is compared with nobody."""
+    alone = judged(*fleet_of(10), agent("idle"), agent("gone", reachable=False))
+    summary = report.summary(alone)
+    assert summary["fleet"]["median_throughput_bytes_per_second"] == pytest.approx(3 * CHUNK / 10)
+    assert [one["below_median_ratio"] for one in summary["agents"]] == [None, None, None]
+    assert summary["fleet"]["slow_agents"] == []
+    two = report.summary(judged(*fleet_of(10, 30), agent("idle")))
+    assert [one["slow"] for one in two["agents"]] == [False, True, False]
+    assert report.summary(judged(agent("idle")))["fleet"]["median_throughput_bytes_per_second"] is None
+
+
+def test_many_slow_agents_are_named_the_slowest_first_and_cut() -> None:
+    """Ten lines and five names at most: the sentence stays one that a person reads."""
+    result = judged(*fleet_of(*[10] * 20, *(20 + n for n in range(12))))
+    assert len(result.sentence) <= report.SENTENCE
+    assert result.sentence.endswith(
+        "; slow: web31, web30, web29, web28, web27, web26, web25, web24, web23, web22 and 2 more"
+    )
+    below = report.table(result).splitlines()[-13:-2]
+    assert below[0].startswith("web31 is slow: 1.9 MB/s, 6")
+    assert below[-1] == "and 2 more that are slow, see summary.json"
+
+
+def test_what_was_read_back_is_told_for_the_fleet() -> None:
+    """Bytes are added, latencies merged; without reading back there is no line."""
+    quick = epoch(final={"read_bytes": 51_000_000_000, "read_histogram": histogram(*[0.001] * 98)})
+    slow = epoch(final={"read_bytes": 300_000_000, "read_histogram": histogram(0.1, 0.25)})
+    result = judged(agent("alecto", quick), agent("megaera", slow))
+    assert report.table(result).splitlines()[-3] == "read back: 51.3 GB, p50 1.00 ms, p99 99.2 ms, max 250 ms"
+    summary = report.summary(result)
+    assert summary["fleet"]["read_bytes"] == 51_300_000_000
+    assert summary["fleet"]["read_latency_seconds"]["max"] == 0.25
+    assert summary["agents"][1]["read_bytes"] == 300_000_000
+    assert summary["agents"][1]["read_latency_seconds"]["p50"] == pytest.approx(0.1, rel=0.01)
+    assert "read back" not in report.table(judged(agent("alecto", epoch(final={}))))
+
+
+def test_notes_are_told_once_with_the_names_of_those_who_have_them() -> None:
+    """On one line each, whatever is in them; all of them are in the summary."""
+    cached = "97 % of its chunks were in the page cache:\n\n the figures are those of memory"
+    fleet = [agent(f"web{n}", epoch(final={"notes": [cached]})) for n in range(5)]
+    odd = agent("db1", epoch(final={"notes": [cached, "its rate was not steady", "x" * 999]}))
+    result = judged(*fleet, odd)
+    lines = report.table(result).splitlines()
+    assert lines[-5:-2] == [
+        "web0, web1, web2 and 3 more: 97 % of its chunks were in the page cache: the figures are those of memory",
+        "db1: its rate was not steady",
+        f"db1: {'x' * (report.NOTE - 1)}…",
+    ]
+    assert report.summary(result)["agents"][5]["notes"] == [cached, "its rate was not steady", "x" * 999]
+    many = judged(*(agent(f"web{n}", epoch(final={"notes": [f"note {chr(97 + n)}"]})) for n in range(12)))
+    assert report.table(many).splitlines()[-4:-2] == ["web9: note j", "and 2 more notes, see summary.json"]
+
+
+def test_notes_that_differ_in_figures_only_are_put_together_where_there_are_too_many() -> None:
+    """Ten agents' figures are shown; of more those of the first, so that other notes find room."""
+
+    def below(number: int) -> list[str]:
+        noted = [
+            agent(f"web{n}", epoch(final={"notes": [f"its disk wrote {n}.5 times what it gave it", "unsteady"]}))
+            for n in range(number)
+        ]
+        return report.table(judged(*noted)).splitlines()[number + 5 : -2]
+
+    assert below(2) == [
+        "web0: its disk wrote 0.5 times what it gave it",
+        "web0, web1: unsteady",
+        "web1: its disk wrote 1.5 times what it gave it",
+    ]
+    assert below(30) == [
+        "web0, web1, web2 and 27 more: its disk wrote 0.5 times what it gave it (the figures are those of web0)",
+        "web0, web1, web2 and 27 more: unsteady",
+    ]
+
+
+def test_what_an_agent_says_of_its_figures_is_that_of_the_process_whose_word_counts() -> None:
+    """The last one's; of an agent without a final word nothing but the facts of its last start is known."""
+    first = epoch(name="a" * 16, final={"honesty": {"steady": True}, "notes": ["first"]})
+    second = epoch(name="b" * 16, final={"honesty": {"steady": False, "io_used": "direct"}, "notes": ["second"]})
+    second = replace(second, start=word(0, "start", facts={"kernel": "6.19"}))
+    both = agent("alecto", first, second)
+    lost = agent("megaera", epoch())
+    summary = report.summary(judged(both, lost, agent("tisiphone", first), agent("idle")))
+    said = [(one["honesty"], one["notes"], one["facts"]) for one in summary["agents"]]
+    assert said == [
+        ({"steady": False, "io_used": "direct"}, ["second"], {"kernel": "6.19"}),
+        ({}, [], {"kernel": "6.18", "cpus": 2}),
+        ({"steady": True}, ["first"], {"kernel": "6.18", "cpus": 2}),
+        ({}, [], {}),
+    ]
+    assert summary["fleet"]["steady_agents"] == 1
+
+
 def test_liveness_is_in_the_summary() -> None:
     """Each change of health with its instant and the silence before it."""
     changes = (Transition(1, 1.79e9, "late", 10.5), Transition(1, 1.79e9 + 2, "recovered", 12.3456))
@@ -247,11 +421,10 @@ def test_percentiles_of_the_fleet_come_from_merged_histograms() -> None:
 def test_latencies_of_a_lost_agent_come_from_its_samples() -> None:
     """What was measured before the loss is not thrown away; samples beside a final word are not counted twice."""
     rows = run(agent("alecto", epoch()), agent("megaera", epoch(final={"write_histogram": histogram(0.5)})))
-    samples = [
-        {"agent": name, "epoch": "0" * 16, "write_histogram": histogram(0.2), "fsync_histogram": histogram(0.3)}
-        for name in ("alecto", "alecto", "megaera")
-    ]
+    measured = {name: histogram(value) for name, value in zip(HISTOGRAMS, (0.2, 0.3, 0.4))}
+    samples = [{"agent": name, "epoch": "0" * 16, **measured} for name in ("alecto", "alecto", "megaera")]
     result = report.judge(rows, samples)
+    assert result.agents[0].reads.quantile(0.5) == pytest.approx(0.4, rel=0.01)
     assert (result.agents[0].writes.count, result.agents[1].writes.count) == (2, 1)
     assert result.agents[0].fsyncs.quantile(0.5) == pytest.approx(0.3, rel=0.01)
 
@@ -266,12 +439,14 @@ def test_the_summary_has_the_contracts_keys() -> None:
     assert summary["started_at"] == "2026-09-21T14:13:20.000Z"
     assert set(summary["fleet"]) >= {
         *("agents_expected", "agents_finished", "written_bytes", "rollovers", "throughput_bytes_per_second"),
-        *("start_skew_seconds", "write_latency_seconds", "fsync_latency_seconds"),
+        *("start_skew_seconds", "write_latency_seconds", "fsync_latency_seconds", "read_bytes", "read_latency_seconds"),
+        *("median_throughput_bytes_per_second", "slow_agents", "steady_agents"),
     }
     assert set(summary["agents"][0]) >= {
         *("name", "host", "verdict", "reason", "epochs", "events_issued", "events_stored", "written_bytes"),
         *("rollovers", "seconds", "throughput_bytes_per_second", "write_latency_seconds", "fsync_latency_seconds"),
-        *("device_written_bytes", "cleanup"),
+        *("device_written_bytes", "cleanup", "read_bytes", "read_latency_seconds", "ramp_bytes", "slow"),
+        *("below_median_ratio", "honesty", "notes", "facts"),
     }
     assert set(summary["fleet"]["write_latency_seconds"]) == {"p50", "p95", "p99", "p999", "max"}
 
@@ -307,6 +482,7 @@ def test_the_table_is_aligned_and_reads_well() -> None:
         "megaera  host1     20   4.9  0.06          3       -       -       -       -       -       -  INCOMPLETE\n"
         "--------------------------------------------------------------------------------------------------------\n"
         "fleet                   2.0  0.12          6    2.01    3.00    3.00    10.0    10.0    10.0  INCOMPLETE\n"
+        "alecto is slow: 1.0 MB/s, 66 % below the fleet's median\n"
         "\n"
         "INCOMPLETE: 1 of 2 agents finished; lost: megaera"
     )
@@ -322,6 +498,32 @@ def test_csv_files_have_a_header_and_a_row_each() -> None:
     assert line.startswith('alecto,"h,1",0000000000000000,3,')
     assert "histogram" not in head
     assert report.write_rollovers([], io.StringIO()) == 0
+
+
+def test_columns_are_added_at_the_end() -> None:
+    """Whoever reads them by number goes on to read what they were."""
+    row = {"agent": "alecto", "host": "h", "epoch": "0" * 16}
+    file = io.StringIO()
+    report.write_rollovers([{**row, **event(3, "rollover", ramp_bytes=4096, read_seconds=0.5)}], file)
+    head, line = (text.split(",") for text in file.getvalue().splitlines())
+    assert head[-3:] == ["write_max_s", "ramp_bytes", "read_seconds"]
+    assert line[-3:] == ["0.003", "4096", "0.5"]
+    file = io.StringIO()
+    measured = {name: histogram(*(n / 1000 for n in range(1, 2001))) for name in HISTOGRAMS}
+    report.write_samples([{**row, **event(3, "sample", read_bytes=7, **measured)}], file)
+    head, line = (text.split(",") for text in file.getvalue().splitlines())
+    assert head[14:22] == [
+        *("writes", "write_p50_s", "write_p99_s", "write_max_s", "fsyncs", "fsync_p50_s", "fsync_p99_s", "fsync_max_s")
+    ]
+    assert head[22:] == [
+        *("write_p95_s", "write_p999_s", "fsync_p95_s", "fsync_p999_s", "read_bytes", "reads"),
+        *("read_p50_s", "read_p95_s", "read_p99_s", "read_p999_s", "read_max_s"),
+    ]
+    values = dict(zip(head, line))
+    assert (values["read_bytes"], values["reads"]) == ("7", "2000")
+    for what in ("write", "fsync", "read"):
+        for name, value in (("p50", 1.0), ("p95", 1.9), ("p99", 1.98), ("p999", 1.998), ("max", 2.0)):
+            assert float(values[f"{what}_{name}_s"]) == pytest.approx(value, rel=0.0101)
 
 
 def test_what_a_host_hides_is_an_empty_cell() -> None:

@@ -306,6 +306,26 @@ def test_a_restarted_collector_takes_the_run_up_where_it_was(collector_at: Open)
     assert health(second)["tisiphone"] == "finished"
 
 
+def test_rollovers_of_the_ramp_do_not_count_before_and_after_a_restart(collector_at: Open) -> None:
+    """They are told as they come and make a rate, but of what was written for good they are no part."""
+    clock = Clock()
+    first = collector_at(clock=clock)
+    first.arm_and_start()
+    ramp = [event(0, "start"), event(1, "rollover", ramp_bytes=CHUNK), event(2, "rollover", ramp_bytes=CHUNK - 4096)]
+    first.push("alecto", *ramp)
+    before = first.state()["agents"][0]
+    assert (before["rollovers"], before["written_bytes"]) == (1, 4096)
+    assert before["bytes_per_second"] == pytest.approx(CHUNK)
+    settle(first)
+    second = collector_at(clock=clock)
+    after = second.state()["agents"][0]
+    assert (after["rollovers"], after["written_bytes"]) == (1, 4096)
+    second.push("alecto", event(3, "heartbeat", written_bytes=2 * CHUNK))
+    second.push("alecto", event(4, "rollover"))
+    assert second.state()["agents"][0]["bytes_per_second"] == pytest.approx(CHUNK)
+    assert second.state()["agents"][0]["rollovers"] == 2
+
+
 def test_a_collector_restarted_at_the_barrier_waits_until_it_has_heard_everyone_again(collector_at: Open) -> None:
     """Who was ready before the restart may be dead by now."""
     clock = Clock()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fury_collector import wire
 from fury_controller.plan import BadInput, make_plan
 
 LOCAL: dict[str, Any] = {"ansible_connection": "local", "chunk_mb": 20, "minutes": 1}
@@ -65,6 +66,11 @@ def test_text_of_digits_is_a_number_since_extra_vars_arrive_as_text() -> None:
     + [("keep", 0), ("keep", 1001), ("free_floor_mb", -1), ("allow_few_rollovers", "perhaps"), ("metrics_port", 65536)]
     + [("fury_collector_port", value) for value in (0, 65536, "http", "")]
     + [("fury_barrier_seconds", value) for value in (0, "soon", 86401)]
+    + [("fury_slow_percent", value) for value in (0, 100, "-1", 20.5, "", "many")]
+    + [("io", value) for value in ("", "mmap", "Direct", 1)]
+    + [("jobs", 0), ("jobs", 65), ("rate_mb_s", 0), ("ramp_seconds", -1), ("ramp_seconds", 86401)]
+    + [("files", "append"), ("verify", "md5"), ("verify", True)]
+    + [("compress_percent", 101), ("dedupe_percent", -1), ("seed", -1), ("seed", 2**32)]
     + [
         ("fury_mode", "docker"),
         ("fury_base", "here"),
@@ -106,7 +112,9 @@ def test_a_misspelt_extra_var_is_an_error_with_a_suggestion() -> None:
 def test_a_misspelt_inventory_variable_is_an_error_but_foreign_ones_are_not() -> None:
     """Inventories hold variables of other roles too."""
     assert "chunk_mbs (inventory, a)" in problems({"a": {**LOCAL, "chunk_mbs": 1}})[0]
-    assert plan({"a": {**LOCAL, "nginx_port": 80, "ansible_user": "root"}})["agents"]
+    assert "ramp_secs (inventory, a)" in problems({"a": {**LOCAL, "ramp_secs": 1}})[0]
+    foreign = {"nginx_port": 80, "ansible_user": "root", "speed": 10, "file": "a", "job": "backup", "seeds": []}
+    assert plan({"a": {**LOCAL, **foreign}})["agents"]
 
 
 def test_everything_wrong_is_said_at_once() -> None:
@@ -136,6 +144,71 @@ def test_agents_that_share_a_directory_need_room_for_all_their_rings() -> None:
     made = plan({"a": LOCAL, "b": LOCAL, "c": {**LOCAL, "directory": "/srv"}})["agents"]
     assert made["a"]["need_bytes"] == made["b"]["need_bytes"] == 4 * 20_000_768 + 2 * 4096 + 500_000_000
     assert made["c"]["need_bytes"] == 2 * 20_000_768 + 4096 + 500_000_000
+
+
+def test_every_job_has_a_ring_of_its_own() -> None:
+    """All of them lie on the disk at once."""
+    made = plan({"a": {**LOCAL, "jobs": "4", "keep": 3}})["agents"]
+    assert made["a"]["ring_bytes"] == 4 * 3 * 20_000_768 + 4096
+
+
+def test_the_ramp_is_time_on_top() -> None:
+    """The run, its leases and the collector's plan last so much longer; the longest agent counts, not the longest time."""
+    hosts = {"a": {**LOCAL, "ramp_seconds": "30"}, "b": {**LOCAL, "minutes": None, "seconds": 80}}
+    made = plan(hosts)
+    assert made["running_seconds"] == 90 + 60 + 15
+    assert made["lease_seconds"] == 300 + 90 + 60 + 300
+    entries = made["collector_plan"]["agents"]
+    assert [(entry["seconds"], entry["ramp_seconds"]) for entry in entries] == [(90, 30), (80, 0)]
+    assert (made["agents"]["a"]["config"]["seconds"], made["agents"]["a"]["config"]["ramp_seconds"]) == (60, 30)
+    assert made["collector_plan"]["parameters"]["seconds"] == [60, 80]
+    assert plan({"a": hosts["a"]})["summary"].endswith(
+        ": 1 agent on 1 host, 20 MB chunks, 1 minute after a ramp of 30 seconds"
+    )
+    assert plan({"a": LOCAL})["summary"].endswith(", 1 minute")
+
+
+def test_an_agent_is_told_what_was_asked_for_in_its_own_words() -> None:
+    """Every setting of an agent that a run does not give it can be given for a run."""
+    given = {
+        "io": "direct",
+        "jobs": 4,
+        "rate_mb_s": 100,
+        "ramp_seconds": 5,
+        "files": "new",
+        "verify": "readback",
+        "compress_percent": 50,
+        "dedupe_percent": 30,
+        "seed": 42,
+    }
+    made = plan({"a": {**LOCAL, **{key: str(value) for key, value in given.items()}}}, extra_vars=given)
+    assert {key: made["agents"]["a"]["config"][key] for key in given} == given
+    parameters = made["collector_plan"]["parameters"]
+    assert {key: parameters[key] for key in given} == given
+    for own in ("name", "run_id", "collector_url", "barrier_seconds", "lease_seconds", "state_directory"):
+        assert f"{own} is not a parameter of Fury" in problems({"a": LOCAL}, extra_vars={own: "1"})[0]
+
+
+def test_the_runs_parameters_are_the_distinct_values_of_its_agents() -> None:
+    """One where all agree; null is one of them."""
+    parameters = plan({"a": LOCAL, "b": {**LOCAL, "rate_mb_s": 50, "chunk_mb": 10}})["collector_plan"]["parameters"]
+    assert parameters["rate_mb_s"] == [None, 50]
+    assert parameters["chunk_mb"] == [10, 20]
+    assert (parameters["io"], parameters["verify"], parameters["minutes"]) == ("buffered", "none", 1)
+    assert plan({"a": LOCAL})["collector_plan"]["parameters"]["rate_mb_s"] is None
+
+
+def test_how_slow_is_slow_is_told_to_the_collector() -> None:
+    """A fifth below the median, or as asked for."""
+    assert plan({"a": LOCAL})["collector_plan"]["slow_percent"] == 20
+    assert plan({"a": {**LOCAL, "fury_slow_percent": "35"}})["collector_plan"]["slow_percent"] == 35
+
+
+def test_the_collector_takes_the_plan_that_is_made_for_it() -> None:
+    """Also one of the longest time with the longest ramp."""
+    longest = {"ansible_connection": "local", "chunk_mb": 20, "seconds": 604_800, "ramp_seconds": 86_400}
+    taken = wire.plan(plan({"a": longest})["collector_plan"])
+    assert (taken.agents[0].seconds, taken.agents[0].ramp_seconds) == (691_200, 86_400)
 
 
 def test_what_holds_for_the_whole_run_can_not_differ_between_agents() -> None:

@@ -189,8 +189,8 @@ def judge(stress: Stress) -> dict[str, int]:
         assert agent["events_stored"] == len(have)
     with sqlite3.connect(stress.results / "fury.db") as database:
         rows = database.execute(
-            "select agents.name, count(*), sum(bytes) from rollovers join epochs on epochs.id = epoch_id "
-            "join agents on agents.id = agent_ref group by 1"
+            "select agents.name, sum(ramp_bytes < bytes), sum(bytes - ramp_bytes) from rollovers "
+            "join epochs on epochs.id = epoch_id join agents on agents.id = agent_ref group by 1"
         ).fetchall()
         tails = dict(
             database.execute(

@@ -1,0 +1,158 @@
+"""What is written: random data made once, and stamps by which every part of it is unique and says what it is.
+
+A block is a slice of a pool of random bytes. Before each write every 4 KiB of it get a stamp and every 512 bytes a salt, so that
+no two sectors are ever alike whatever an array compares, and what is read back says which run, agent, process, chunk and place
+it was written for. Fresh random bytes for each block would cost ten to fifty times the CPU (bench/data_cost.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import random
+from array import array
+from typing import List, NamedTuple, Optional, Tuple
+
+UNIT = 4096
+"""Bytes that have a stamp of their own."""
+
+_SECTOR = 512
+_WORD = 8
+_POOL_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 18  # at a time, so that making the pool takes no memory beside it
+_SALTS = 1 << 14
+_SALT_BITS = 52
+_REPEATED = 0xFFFFFFFE
+_CALIBRATION = 0xFFFFFFFF
+
+
+class Found(NamedTuple):
+    """The first place where what was read back differs.
+
+    offset: in bytes from the block's start; expected, found: up to 16 bytes from there; differing: how many bytes of its
+    4 KiB differ; origin: what these say that they are.
+    """
+
+    offset: int
+    expected: bytes
+    found: bytes
+    differing: int
+    origin: str
+
+
+class Data:
+    """The blocks of one job. `block` returns the next one to write or to expect, in memory that the next call changes.
+
+    The stamp at the start of each 4 KiB is two native 64-bit words: a hash of run, agent and epoch, and chunk << 32 | number of
+    the 4 KiB in the chunk. The salt, the third word of each 512 bytes, counts blocks and sectors. `compress_percent` of each
+    4 KiB, its end, are zeros; `dedupe_percent` of the blocks, evenly spread, are repeats of one of a few.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_bytes: int,
+        chunk_bytes: int,
+        identity: str,
+        seed: str,
+        job: int = 0,
+        jobs: int = 1,
+        compress_percent: int = 0,
+        dedupe_percent: int = 0,
+    ) -> None:
+        self.block_bytes = block_bytes
+        self._jobs = jobs
+        self._dedupe_percent = dedupe_percent
+        self._per_chunk = -(-chunk_bytes // block_bytes)
+        self._slices = max(1, _POOL_BYTES // block_bytes)
+        size = self._slices * block_bytes
+        self._memory = mmap.mmap(-1, size)  # page-aligned, as O_DIRECT wants it
+        source = random.Random(f"{seed}/{job}")
+        for start in range(0, size, _PIECE_BYTES):
+            end = min(start + _PIECE_BYTES, size)
+            self._memory[start:end] = source.randbytes(end - start)
+        zeros = UNIT * compress_percent // 100
+        if zeros:
+            blank = bytes(zeros)
+            for end in range(UNIT, size + 1, UNIT):
+                self._memory[end - zeros : end] = blank
+        view = memoryview(self._memory)
+        words = view.cast("Q")
+        digest = hashlib.blake2b(identity.encode(), digest_size=2 * _WORD).digest()
+        self._identity = int.from_bytes(digest[:_WORD], "little")
+        words[0 :: UNIT // _WORD] = array("Q", [self._identity]) * (size // UNIT)
+        self._units = block_bytes // UNIT
+        self._sectors = block_bytes // _SECTOR
+        per_slice = block_bytes // _WORD
+        self._blocks: List[Tuple[memoryview, memoryview, memoryview]] = []
+        for number in range(self._slices):
+            of_slice = words[number * per_slice : (number + 1) * per_slice]
+            data = view[number * block_bytes : (number + 1) * block_bytes]
+            self._blocks.append((data, of_slice[1 :: UNIT // _WORD], of_slice[2 :: _SECTOR // _WORD]))
+        # Salts of jobs and of agents with the same seed start far from each other.
+        self._salt_base = job << _SALT_BITS | int.from_bytes(digest[_WORD:], "little") >> (64 - _SALT_BITS)
+        # Random bytes and a salt that goes up by one from block to block tell two sectors apart; zeros need salts of their own.
+        self._salt_step = self._sectors if zeros else 1
+        self._salts = memoryview(array("Q"))
+        self._salts_from = 0
+        self._repeated_salts = memoryview(array("Q", range(self._sectors)))
+        self._scratch: Optional[bytearray] = None
+
+    def block(self, chunk: int, index: int) -> memoryview:
+        """The `index`-th block of a chunk (the last one of a chunk may be used in part)."""
+        return self._block(chunk, index, chunk // self._jobs * self._per_chunk + index)
+
+    def calibration_block(self, index: int) -> memoryview:
+        """A block to try the disk with."""
+        return self._block(_CALIBRATION, index, _CALIBRATION * self._per_chunk + index)
+
+    def _block(self, chunk: int, index: int, number: int) -> memoryview:
+        data, stamps, salts = self._blocks[number % self._slices]
+        percent = self._dedupe_percent
+        if percent and (number + 1) * percent // 100 > number * percent // 100:
+            first = _REPEATED << 32
+            salts[:] = self._repeated_salts
+        else:
+            first = chunk << 32 | index * self._units
+            salt = number * self._salt_step
+            at = salt - self._salts_from
+            if at < 0 or at + self._sectors > len(self._salts):
+                self._make_salts(salt)
+                at = 0
+            salts[:] = self._salts[at : at + self._sectors]
+        stamps[:] = array("Q", range(first, first + self._units))
+        return data
+
+    def differs(self, chunk: int, index: int, found: memoryview) -> Optional[Found]:
+        """Where the `index`-th block of a chunk as it was `found` on the disk is not what was written; None where nowhere."""
+        size = len(found)
+        expected = self.block(chunk, index)[:size]
+        if self._scratch is None or len(self._scratch) != size:
+            self._scratch = bytearray(size)
+        self._scratch[:] = found
+        if self._scratch == expected:  # a bytearray compares by memcmp, two views byte by byte
+            return None
+        for unit in range(0, size, UNIT):
+            wanted, got = bytes(expected[unit : unit + UNIT]), bytes(found[unit : unit + UNIT])
+            if wanted != got:
+                places = [place for place in range(len(wanted)) if wanted[place] != got[place]]
+                at = places[0]
+                return Found(unit + at, wanted[at : at + 16], got[at : at + 16], len(places), self._origin(got))
+        raise AssertionError("two blocks differ and none of their parts does")
+
+    def _origin(self, unit: bytes) -> str:
+        """What 4 KiB say of themselves."""
+        words = memoryview(unit).cast("Q")
+        if not any(words):
+            return "zeros"
+        if words[0] != self._identity:
+            return "no block of this process"
+        chunk, number = words[1] >> 32, words[1] & 0xFFFFFFFF
+        if chunk == _REPEATED:
+            return "a repeated block"
+        return "a block of the calibration" if chunk == _CALIBRATION else f"4 KiB number {number} of chunk {chunk}"
+
+    def _make_salts(self, salt: int) -> None:
+        first = self._salt_base + salt
+        self._salts = memoryview(array("Q", range(first, first + _SALTS + self._sectors)))
+        self._salts_from = salt
