@@ -61,7 +61,8 @@ def looks(data: Data, *, block_bytes: int) -> str:
     sample = b"".join(bytes(data.block(0, index)) for index in range(SAMPLE_BLOCKS))
     units = [sample[start : start + 4096] for start in range(0, SAMPLE_BLOCKS * block_bytes, 4096)]
     part = sample[:SAMPLE_BYTES]
-    return f"zlib leaves {len(zlib.compress(part, 1)) / len(part):.1%}, {1 - len(set(units)) / len(units):.1%} of 4 KiB are repeats"
+    left, repeats = len(zlib.compress(part, 1)) / len(part), 1 - len(set(units)) / len(units)
+    return f"zlib leaves {left:.1%}, {repeats:.1%} of 4 KiB are repeats"
 
 
 def main() -> None:

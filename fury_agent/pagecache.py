@@ -105,7 +105,7 @@ def _may_know(fd: int, status: os.stat_result) -> bool:
 
 @functools.cache
 def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.CDLL(None)
     address, size = ctypes.c_void_p, ctypes.c_size_t
     # off_t has 64 bits wherever long has; elsewhere mmap takes a long
     libc.mmap.argtypes = [address, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]

@@ -6,13 +6,14 @@ note it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import mmap
 import os
 import threading
 import time
-from typing import Callable, Optional, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 from fury_agent.data import Data
 from fury_agent.histogram import Histogram
@@ -261,15 +262,16 @@ class Writer:
             self.stopped_s = now_s
         return self.stopping
 
-    def chunk_done(self, job: _Job, rollover: Rollover, began_s: float, ended_s: float) -> None:
+    def rolled_over(self, rollover: Rollover) -> None:
         """A chunk of a job's is full and durable."""
-        with self._lock:
-            self._series.add(began_s, ended_s, rollover.bytes)
         self._on_rollover(rollover)
 
-    def locked(self) -> threading.Lock:
-        """What a job holds while it changes more than one of its figures."""
-        return self._lock
+    @contextlib.contextmanager
+    def accounting(self, *, began_s: float, ended_s: float, size: int) -> Iterator[None]:
+        """What a job does while it counts bytes that have become durable: nobody else reads or changes figures meanwhile."""
+        with self._lock:
+            self._series.add(began_s, ended_s, size)
+            yield
 
 
 class _Job:
@@ -387,7 +389,7 @@ class _Job:
         self._io_s += time.monotonic() - fsync_began
         full = written == self._ring.chunk_bytes
         latency = self.chunk_latency if written > in_ramp else self._ramp_latency
-        with self._writer.locked():
+        with self._writer.accounting(began_s=began, ended_s=ended, size=written):
             if written > in_ramp:
                 self.fsync_latency.add(ended - fsync_began)
                 self.write_latency.merge(latency)
@@ -401,18 +403,19 @@ class _Job:
                 self.tail_bytes = written - in_ramp
         read_s = self._read_back(slot, chunk, written) if self._back is not None else None
         if full:
-            rollover = Rollover(
-                chunk=chunk,
-                bytes=written,
-                ramp_bytes=in_ramp,
-                seconds=ended - began,
-                fsync_seconds=ended - fsync_began,
-                read_seconds=read_s,
-                write_p50_s=latency.percentile(0.5) or 0.0,
-                write_p99_s=latency.percentile(0.99) or 0.0,
-                write_max_s=latency.maximum or 0.0,
+            self._writer.rolled_over(
+                Rollover(
+                    chunk=chunk,
+                    bytes=written,
+                    ramp_bytes=in_ramp,
+                    seconds=ended - began,
+                    fsync_seconds=ended - fsync_began,
+                    read_seconds=read_s,
+                    write_p50_s=latency.percentile(0.5) or 0.0,
+                    write_p99_s=latency.percentile(0.99) or 0.0,
+                    write_max_s=latency.maximum or 0.0,
+                )
             )
-            self._writer.chunk_done(self, rollover, began, ended)
         return full
 
     def _fill(self, descriptor: int, slot: int, chunk: int) -> Tuple[int, int]:

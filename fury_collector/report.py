@@ -225,6 +225,7 @@ def summary(result: Result) -> dict[str, Any]:
             "write_latency_seconds": result.writes.latency(),
             "fsync_latency_seconds": result.fsyncs.latency(),
             "read_bytes": result.read_bytes,
+            "read_bytes_per_second_per_job": _read_rate(result),
             "read_latency_seconds": result.reads.latency(),
             "median_throughput_bytes_per_second": result.median_rate,
             "slow_agents": [agent.name for agent in result.slow],
@@ -254,6 +255,7 @@ def summary(result: Result) -> dict[str, Any]:
                     for change in agent.liveness
                 ],
                 "read_bytes": agent.read_bytes,
+                "read_bytes_per_second_per_job": _read_rate(agent),
                 "read_latency_seconds": agent.reads.latency(),
                 "ramp_bytes": agent.ramp_bytes,
                 "slow": agent.slow,
@@ -658,7 +660,8 @@ def _below(result: Result) -> list[str]:
     if result.read_bytes or result.reads.count:
         p50, p99 = (_ms(result.reads.quantile(ratio)) for ratio in (0.50, 0.99))
         told = f"p50 {p50} ms, p99 {p99} ms, max {_ms(result.reads.high)} ms"
-        lines.append(f"read back: {_size(result.read_bytes)}, {told}")
+        rate = f"{(_read_rate(result) or 0.0) / 1e6:.1f} MB/s a job"
+        lines.append(f"read back: {_size(result.read_bytes)} at {rate}, {told}")
     slow = [
         f"{agent.name} is slow: {agent.rate / 1e6:.1f} MB/s, "
         f"{(agent.below_median_ratio or 0) * 100:.0f} % below the fleet's median"
@@ -699,6 +702,11 @@ def _names(names: Iterable[str], most: int) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _read_rate(whose: Union[AgentResult, Result]) -> Optional[float]:
+    """Bytes read back per second spent in reading, by one job on average; None without any."""
+    return whose.read_bytes / whose.reads.total if whose.reads.total else None
 
 
 def _size(size_bytes: int) -> str:

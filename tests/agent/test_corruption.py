@@ -134,12 +134,12 @@ def change_when_written(disk: Backing, spoil: Callable[[Backing, List[bytes]], C
 def test_data_changed_under_the_file_system_is_found(
     start_agent: Callable[..., AgentProcess],
     mount: Callable[..., Path],
-    tmp_path: Path,
+    memory: Path,
     io: str,
     spoil: Callable[[Backing, List[bytes]], Change],
 ) -> None:
     """DATA_CORRUPTION with file, byte, block, what was written, what is read and what it is; then it cleans up."""
-    image = tmp_path / "image"
+    image = memory / "image"
     disk = mount("disk", "-o", "loop", ext4_image(image, 100_000_000, "-b", "4096"))
     agent = start_agent(
         *("alecto", "--chunk-mb", "20", "--seconds", "30", "--directory", str(disk), "--free-floor-mb", "0"),
