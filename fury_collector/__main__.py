@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 from sqlalchemy.exc import DBAPIError
 
-from fury_collector import __version__, ingest, report, wire
+from fury_collector import __version__, ingest, junit, report, wire
 from fury_collector.db import Database
 from fury_collector.errors import BadInput, CollectorError, Damaged, Precondition
 
@@ -135,6 +135,8 @@ def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -
             with _new(output / "summary.json") as file:
                 json.dump(report.summary(result), file, indent=2, ensure_ascii=False)
                 file.write("\n")
+            with _new(output / "junit.xml") as file:
+                file.write(junit.junit(result))
         except OSError as error:
             raise Precondition(f"cannot write to {output}: {error.strerror}; name another directory") from None
         told = report.table(result)

@@ -24,6 +24,7 @@ from typing import Any, Optional, Union
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from fury_collector import slo
 from fury_collector.errors import BadInput, CollectorError, Conflict, Precondition, Unavailable, Unknown
 from fury_collector.rows import (
     AgentRows,
@@ -573,6 +574,7 @@ class Database:
                 created_at=run["created_at"],
                 parameters=planned.get("parameters", {}),
                 slow_percent=planned.get("slow_percent", SLOW_PERCENT),
+                slo=slo.parse(planned["slo"]) if planned.get("slo") else (),
                 state=RunState(**{key: run[key] for key in RunState.__dataclass_fields__}),
                 agents=tuple(_read_agents(connection, run["id"])),
                 messages=told,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, Optional, TextIO, Union
 
+from fury_collector import slo
 from fury_collector.histogram import Histogram
 from fury_collector.rows import AgentRows, EpochRows, RunRows, Transition, called_off, start_skew_s
 
@@ -93,6 +94,7 @@ class AgentResult:
     facts: dict[str, Any]
     honesty: dict[str, Any]
     notes: tuple[str, ...]
+    errors: int
     below_median_ratio: Optional[float] = None  # negative: above it
     slow: bool = False
 
@@ -138,6 +140,7 @@ class Result:
     fsyncs: Histogram
     reads: Histogram
     median_rate: Optional[float]
+    slo: tuple[slo.Judged, ...] = ()
 
     @property
     def written_bytes(self) -> int:
@@ -148,6 +151,11 @@ class Result:
     def read_bytes(self) -> int:
         """Bytes that the fleet read back."""
         return sum(agent.read_bytes for agent in self.agents)
+
+    @property
+    def errors(self) -> int:
+        """Failed calls to the storage of the fleet."""
+        return sum(agent.errors for agent in self.agents)
 
     @property
     def slow(self) -> list[AgentResult]:
@@ -202,7 +210,52 @@ def judge(run: RunRows, samples: Iterable[Row]) -> Result:
         reads=fleet.reads,
         median_rate=median,
     )
-    return _with_reason(result, run)
+    return _with_reason(_held_against(result, run.slo), run)
+
+
+def _held_against(result: Result, objectives: Sequence[slo.Objective]) -> Result:
+    """The result with each objective judged; what was fine but for one that is missed is SLO_MISSED."""
+    fleet = _figures_for_slo(result) | {
+        "agent_spread_percent": _spread_percent(result),
+        "start_skew_ms": None if result.skew_s is None else result.skew_s * 1000,
+        "slow_agents": float(len(result.slow)),
+    }
+    by_agent = {
+        agent.name: _figures_for_slo(agent)
+        | {"below_median_percent": None if agent.below_median_ratio is None else agent.below_median_ratio * 100}
+        for agent in result.agents
+    }
+    judged = slo.judge(objectives, fleet=fleet, agents=by_agent)
+    missed = [one for one in judged if not one.met]
+    agents = []
+    for agent in result.agents:
+        own = [one for one in missed if one.agent == agent.name]
+        if own and _worse("SLO_MISSED", agent.verdict) == "SLO_MISSED":
+            reason = "; ".join(one.text.partition(": ")[2] for one in own)
+            agent = replace(agent, verdict="SLO_MISSED", reason=reason, why=reason)
+        agents.append(agent)
+    verdict = _worse("SLO_MISSED", result.verdict) if missed else result.verdict
+    return replace(result, agents=tuple(agents), verdict=verdict, slo=judged)
+
+
+def _worse(one: str, other: str) -> str:
+    return min(one, other, key=SEVERITY.index)
+
+
+def _figures_for_slo(whose: Union[AgentResult, Result]) -> dict[str, Optional[float]]:
+    return {
+        "throughput_mb_s": whose.rate / 1e6,
+        "written_gb": whose.written_bytes / 1e9,
+        "rollovers": float(whose.rollovers),
+        "errors": float(whose.errors),
+        **slo.latencies(write=whose.writes, fsync=whose.fsyncs, read=whose.reads),
+    }
+
+
+def _spread_percent(result: Result) -> Optional[float]:
+    """How far the slowest of the agents that wrote is behind the fastest, in percent of their median."""
+    rates = [agent.rate for agent in result.agents if agent.rate]
+    return (max(rates) - min(rates)) / result.median_rate * 100 if rates and result.median_rate else None
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -230,7 +283,12 @@ def summary(result: Result) -> dict[str, Any]:
             "median_throughput_bytes_per_second": result.median_rate,
             "slow_agents": [agent.name for agent in result.slow],
             "steady_agents": sum(agent.honesty.get("steady") is True for agent in result.agents),
+            "errors": result.errors,
         },
+        "slo": [
+            {"objective": one.objective.text, "agent": one.agent, "value": one.value, "met": one.met}
+            for one in result.slo
+        ],
         "agents": [
             {
                 "name": agent.name,
@@ -254,6 +312,7 @@ def summary(result: Result) -> dict[str, Any]:
                     {"at": _utc(change.t_wall), "health": change.health, "silent_seconds": round(change.silent_s, 3)}
                     for change in agent.liveness
                 ],
+                "errors": agent.errors,
                 "read_bytes": agent.read_bytes,
                 "read_bytes_per_second_per_job": _read_rate(agent),
                 "read_latency_seconds": agent.reads.latency(),
@@ -474,6 +533,7 @@ def _agent(run: RunRows, agent: AgentRows, open_epochs: Mapping[tuple[str, str],
         facts={} if last_start is None else last_start["facts"],
         honesty=said.get("honesty", {}),
         notes=tuple(said.get("notes", ())),
+        errors=sum(epoch.final.payload["errors"] for epoch in agent.epochs if epoch.final is not None),
     )
 
 
@@ -570,6 +630,10 @@ def _reason(result: Result, run: RunRows, most: int) -> str:
         if len(groups) > GROUPS:
             said += f"; {_count(sum(map(len, groups[GROUPS:])), 'agent')} for other reasons"
         return said + _remarks(agents, most)
+    if result.verdict == "SLO_MISSED":
+        missed = [one for one in result.slo if not one.met]
+        said = _names((one.text for one in missed), min(most, 3))
+        return f"{len(missed)} of {_count(len(result.slo), 'objective')} missed: {said}"
     worst = [agent for agent in agents if agent.verdict == result.verdict]
     why = f"{worst[0].name}: {_cut(worst[0].reason, 2 * SENTENCE)}" if worst[0].reason else worst[0].name
     if len(worst) == 1:
@@ -669,7 +733,14 @@ def _below(result: Result) -> list[str]:
     ]
     remarked = [f"{agent.name}: {agent.remark}" for agent in result.agents if agent.remark]
     notes = _noted(result.agents)
-    for kind, more in ((slow, "that are slow"), (remarked, "with remarks"), (notes, "notes")):
+    # What is missed comes first: with many agents the rest is what nobody looks for.
+    objectives = [f"SLO {one.text}" for one in sorted(result.slo, key=lambda one: one.met)]
+    for kind, more in (
+        (slow, "that are slow"),
+        (remarked, "with remarks"),
+        (notes, "notes"),
+        (objectives, "objectives"),
+    ):
         lines += kind[:REMARKS]
         if len(kind) > REMARKS:
             lines.append(f"and {len(kind) - REMARKS} more {more}, see summary.json")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
+from fury_collector.slo import Objective
 from fury_collector.wire import SLOW_PERCENT, Event, Ready
 
 # How an agent begins its last word when it did what it was told.
@@ -171,6 +172,7 @@ class RunRows:
     messages: tuple[Message, ...]
     next_message: int
     slow_percent: int = SLOW_PERCENT
+    slo: tuple[Objective, ...] = ()
 
 
 @dataclass(frozen=True)

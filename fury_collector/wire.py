@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn, Optional, Union
 
+from fury_collector import slo
 from fury_collector.errors import BadInput
+from fury_collector.slo import Objective
 
 MAX_BATCH = 500
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -98,6 +100,7 @@ class Plan:
     agents: tuple[PlannedAgent, ...]
     document: Payload
     slow_percent: int = SLOW_PERCENT
+    slo: tuple[Objective, ...] = ()
 
 
 def shown(value: object) -> str:
@@ -159,6 +162,7 @@ def plan(value: Any) -> Plan:
         agents=tuple(agents),
         document=body,
         slow_percent=_whole(1, 99)(body.get("slow_percent", SLOW_PERCENT), "plan.slow_percent"),
+        slo=slo.parse(body["slo"]) if body.get("slo") else (),
     )
 
 

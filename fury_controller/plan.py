@@ -11,8 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fury_agent.config import BLOCK_UNIT, FIELDS, check_field, hint_extra_var, make_config
 from fury_agent.verdict import FuryError
+from fury_collector import slo
+from fury_collector.errors import BadInput as BadObjective
 
 # What the run itself tells each agent.
 RUNS_OWN = ("name", "run_id", "collector_url", "barrier_seconds", "lease_seconds", "state_directory")
@@ -33,6 +37,7 @@ RUN_PARAMETERS: dict[str, Any] = {
     "fury_results": "",  # results/ beside run.yml
     "fury_slack_seconds": 300,  # how long arming, gathering and teardown may take on top before the reapers come
     "fury_slow_percent": 20,  # how far below the fleet's median an agent's rate is when it is named as slow
+    "slo": "",  # thresholds on the results: an object, or a file that holds one
 }
 MODES = ("auto", "systemd", "process")
 DEFAULT_DIRECTORY = "/var/tmp"
@@ -83,6 +88,7 @@ def make_plan(
         if agent is not None:
             planned[name] = agent
     problems += _collisions(planned)
+    objectives = _objectives(run["slo"], planned, problems)
     if problems:
         raise BadInput(_grouped(problems))
     _add_up_space(planned)
@@ -111,8 +117,42 @@ def make_plan(
                 for name, agent in planned.items()
             ],
             "slow_percent": run["fury_slow_percent"],
+            "slo": objectives,
         },
         "summary": _summary(run_id, planned),
+    }
+
+
+def _objectives(value: Any, planned: Mapping[str, Mapping[str, Any]], problems: list[str]) -> dict[str, Any]:
+    """The thresholds as plain JSON: given as an object, as its text, or as a file of JSON or YAML."""
+    if value in ("", None):
+        return {}
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        try:
+            value = Path(value).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            problems.append(f"slo: {value} cannot be read ({reason}); give an object or a file that holds one")
+            return {}
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            problems.append(f"slo: {' '.join(str(error).split())}; give one object of JSON or YAML")
+            return {}
+        if isinstance(value, dict) and set(value) == {"slo"}:
+            value = value["slo"]
+    try:
+        found = slo.parse(value)
+    except BadObjective as error:
+        problems.append(error.message)
+        return {}
+    verified = [name for name, agent in planned.items() if agent["config"]["verify"] == "readback"]
+    for objective in found:
+        if objective.metric.startswith("read_") and len(verified) < (len(planned) if objective.each else 1):
+            problems.append(f"slo: {objective.text} needs something to be read; give -e verify=readback too")
+    return {
+        str(name): [str(one) for one in each] if isinstance(each, list) else str(each) for name, each in value.items()
     }
 
 

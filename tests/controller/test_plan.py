@@ -252,3 +252,36 @@ def test_run_ids_sort_by_time_and_are_safe_in_a_file_name() -> None:
     made = plan({"a": LOCAL})
     assert made["results"] == f"/repo/results/{made['run_id']}"
     assert made["run_id"].replace("-", "").isalnum()
+
+
+@pytest.mark.parametrize("given", [{"errors": "==0"}, '{"errors": "==0"}', "file.json", "file.yml", "wrapped.yml"])
+def test_objectives_are_an_object_its_text_or_a_file(tmp_path: Path, given: Any) -> None:
+    """All of them mean the same, and arrive in the collector's plan."""
+    texts = {"file.json": '{"errors": "==0"}', "file.yml": "errors: '==0'", "wrapped.yml": "slo: {errors: '==0'}"}
+    if given in texts if isinstance(given, str) else False:
+        (tmp_path / given).write_text(texts[given])
+        given = str(tmp_path / given)
+    made = plan({"a": {**LOCAL, "slo": given}})
+    assert made["collector_plan"]["slo"] == {"errors": "==0"}
+    assert wire.plan(made["collector_plan"]).slo[0].text == "errors == 0"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"error": "==0"}, "did you mean errors?"),
+        ("/nowhere/slo.json", "slo: /nowhere/slo.json cannot be read (No such file or directory)"),
+        ("{", "give one object of JSON or YAML"),
+        ({"read_p99_ms": "<=5"}, "read_p99_ms <= 5 needs something to be read; give -e verify=readback too"),
+        (["errors"], "slo: ['errors'] is not allowed"),
+    ],
+)
+def test_a_wrong_objective_is_told_before_anything_starts(given: Any, named: str) -> None:
+    """BAD_INPUT with the name, and what would do."""
+    assert named in "\n".join(problems({"a": {**LOCAL, "slo": given}}))
+
+
+def test_objectives_about_reading_need_a_run_that_reads() -> None:
+    """With readback they are fine."""
+    made = plan({"a": {**LOCAL, "verify": "readback", "slo": {"agent.read_p99_ms": "<=5"}}})
+    assert made["collector_plan"]["slo"] == {"agent.read_p99_ms": "<=5"}
