@@ -17,6 +17,7 @@ from fury_agent.config import BLOCK_UNIT, FIELDS, check_field, hint_extra_var, m
 from fury_agent.verdict import FuryError
 from fury_collector import slo
 from fury_collector.errors import BadInput as BadObjective
+from fury_controller import grafana
 
 # What the run itself tells each agent.
 RUNS_OWN = ("name", "run_id", "collector_url", "barrier_seconds", "lease_seconds", "state_directory")
@@ -33,6 +34,7 @@ RUN_PARAMETERS: dict[str, Any] = {
     "fury_base": "",  # where homes lie on hosts
     "fury_collector_address": "",  # at which address the hosts reach the collector; found out
     "fury_collector_port": 9475,
+    "fury_grafana_url": "",  # a Grafana with the dashboards of grafana/, for a link at the end
     "fury_mode": "auto",
     "fury_results": "",  # results/ beside run.yml
     "fury_slack_seconds": 300,  # how long arming, gathering and teardown may take on top before the reapers come
@@ -99,6 +101,7 @@ def make_plan(
         "run_id": run_id,
         "agents": planned,
         "collector": collector,
+        "grafana_url": str(run["fury_grafana_url"]),
         "mode": run["fury_mode"],
         "base": run["fury_base"],
         "barrier_seconds": run["fury_barrier_seconds"],
@@ -240,6 +243,11 @@ def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[s
             problems.append(
                 f"{name}: {run[name]!r} is not allowed; an absolute path is (for example -e {name}=/srv/fury)"
             )
+    if run["fury_grafana_url"] and not grafana.is_address(run["fury_grafana_url"]):
+        problems.append(
+            f"fury_grafana_url: {run['fury_grafana_url']!r} is not allowed; http or https, a host, a port and a path are, "
+            "without user and query (for example -e fury_grafana_url=http://10.0.0.1:3000)"
+        )
     address = run["fury_collector_address"]
     if address and not _is_address(str(address)):
         problems.append(

@@ -15,6 +15,7 @@ from ansible.plugins.action import ActionBase
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
+from fury_controller import grafana  # noqa: E402
 from fury_controller.follow import names  # noqa: E402
 
 
@@ -50,6 +51,9 @@ class ActionModule(ActionBase):
         if failure is not None:
             return self._end("INCOMPLETE", f"no results: {failure}")
         summary = json.loads((results / "summary.json").read_text())
+        link = grafana.link(plan["grafana_url"], summary) if plan["grafana_url"] else None
+        if link is not None:
+            self._display.display(f"grafana: {link}")
         if summary["verdict"] == "PASS" and unclean:
             return self._end("CLEANUP_UNCONFIRMED", f"{names(list(unclean))} not confirmed clean; all else passed")
         return self._end(summary["verdict"], summary["reason"])

@@ -73,6 +73,10 @@ def test_text_of_digits_is_a_number_since_extra_vars_arrive_as_text() -> None:
     + [("compress_percent", 101), ("dedupe_percent", -1), ("seed", -1), ("seed", 2**32)]
     + [
         ("fury_mode", "docker"),
+        *(
+            ("fury_grafana_url", bad)
+            for bad in ("grafana:3000", "ftp://x", "http://", "http://a b", "http://u:p@x", "http://x:0")
+        ),
         ("fury_base", "here"),
         ("fury_results", "results"),
         ("fury_collector_address", "http://x:1"),
