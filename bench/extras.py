@@ -42,6 +42,8 @@ SCRAPE_S = 1.0
 FAST_SCRAPE_S = 0.05
 TIMEOUT_S = 10.0
 DRAIN_S = 30
+SETTLE_S = 3.0
+"""Pause after each run. An agent with a collector starts some seconds after its process, which must not be its advantage."""
 NEVER_S = 3600
 
 
@@ -122,6 +124,12 @@ def with_none(directory: Path, *, seconds: int, chunk_mb: int) -> float:
             writer.wait()
 
 
+def worst_cost(quotients: Sequence[float]) -> float:
+    """The cost at the worse end of the median's 95 % interval."""
+    low = int(len(quotients) / 2 - 0.98 * len(quotients) ** 0.5)
+    return 1 - sorted(quotients)[max(0, low)]
+
+
 def rank(values: Sequence[float], quantile: float) -> float:
     """The nearest rank."""
     return sorted(values)[max(1, math.ceil(quantile * len(values))) - 1]
@@ -147,13 +155,15 @@ def main() -> None:
                 all_of_it.append(rate)
             else:
                 none_of_it.append(with_none(directory, seconds=seconds, chunk_mb=chunk_mb))
-            os.sync()  # the next run does not pay for this one's files
+            os.sync()  # the next run does not pay for this one's files and discards
+            time.sleep(SETTLE_S)
     quotients = [ours / plain for ours, plain in zip(all_of_it, none_of_it, strict=True)]
-    # A scrape itself takes some milliseconds, and the first second and a half nothing is written yet.
+    # A scrape itself takes some milliseconds, and nothing is written in the first second and a half.
     long = math.ceil(options.scrapes * FAST_SCRAPE_S * 1.2 + START_S)
     _, latencies = with_all(directory, seconds=long, chunk_mb=chunk_mb, every_s=FAST_SCRAPE_S)
     latencies = latencies[math.ceil((START_S + 0.5) / FAST_SCRAPE_S) :]
-    cost, p99 = 1 - statistics.median(quotients), rank(latencies, 0.99)
+    cost, worst, p99 = 1 - statistics.median(quotients), worst_cost(quotients), rank(latencies, 0.99)
+    verdict = "PASS" if worst < COST_TARGET else "miss" if cost >= COST_TARGET else "not decided, more --pairs"
     report(
         "extras",
         {
@@ -168,7 +178,7 @@ def main() -> None:
             "load average": os.getloadavg(),
             "change, median": f"{-100 * cost:+.2f} %",
             "95 % interval of the median": interval(quotients),
-            "cost": f"{'PASS' if cost < COST_TARGET else 'miss'}, wanted < {100 * COST_TARGET:g} %",
+            "cost": f"{verdict}, wanted < {100 * COST_TARGET:g} %, the whole interval",
             "/metrics p50, p99, max": f"{1000 * rank(latencies, 0.5):.2f}, {1000 * p99:.2f}, {1000 * max(latencies):.2f} ms",
             "/metrics p99": f"{'PASS' if p99 < LATENCY_TARGET_S else 'miss'}, wanted < {1000 * LATENCY_TARGET_S:g} ms",
         },

@@ -1,6 +1,6 @@
 """Fury's writer against Debian's fio on the same file work, in turns: throughput, and CPU seconds per GB.
 
-    python -m bench.write_path [--seconds 5] [--rounds 5] [--only 'direct 1 MiB'] [--chunk-mb 734] [--directory /var/tmp]
+    python -m bench.write_path [--seconds 5] [--rounds 5] [--only 'direct 1 MiB'] [--directory /var/tmp]
     python -m bench.write_path --calls      the proof that the work is the same: every call of both, by strace
 
 A round is Fury, fio as it is, and fio --refill_buffers, which of them first changes from round to round; each configuration
@@ -11,13 +11,16 @@ turn from front to back; `open` without O_CREAT and O_TRUNC (O_DIRECT with direc
 `fsync` when the file is full, `close`, the next. Jobs are threads of one process. Both start on new files that posix_fallocate
 has reserved and of which the first 64 MB of the first have been written (Fury does that when it calibrates; for fio it is done
 here), write for the same time, fsync what they have begun, and remove their files. fio leaves the page cache alone as Fury does
-(invalidate=0, fadvise_hint=0). Before each run as much memory as the files take is touched and freed again.
+(invalidate=0, fadvise_hint=0). Before each run as much memory as the files take is touched and freed again, and before the
+first round both run once uncounted: in a virtual machine memory that was never used before costs more than what is done with it.
+The page cache of four jobs with blocks of 20 MiB takes 5.9 GB: give that configuration so many --seconds that this is little.
 
 Not the same: fio opens O_RDWR, Fury O_WRONLY|O_NOFOLLOW|O_CLOEXEC. Fury asks for the free space before each chunk (stat,
-fstatfs). fio issues one more fsync of a clean file each second chunk (about 70 µs; it has no other way to fsync full files but
-fsync_on_close, which costs it two opens and four fsyncs more in that place) and lstats it. Fury's start, calibration, metrics
-server, samples and result, and fio's start are in both CPU figures; what a start costs is a row of its own. Making fio's files
-is not in fio's CPU, removing them is.
+fstatfs). fio issues one more fsync of a clean file each second chunk (about 70 µs, 0.1 % of its time with 108 MB files at
+3 GB/s; it has no other way to fsync full files but fsync_on_close, which costs it two opens and four fsyncs more in that
+place), lstats each file, and opens and fsyncs the other one at its end. Each has its own way to come by the memory it writes
+from. Fury's start, calibration, metrics server, samples and result, and fio's start are in the CPU figures; what a start costs
+is a row of its own. Making fio's files is not in fio's CPU, removing them is.
 
 Data: Fury's is always unique in every 512 bytes. fio as it is fills its buffer once and then alters a few bytes in each 512
 (scramble_buffers); with --refill_buffers it makes new data for each write.
@@ -55,6 +58,8 @@ ROOT = Path(__file__).resolve().parents[1]
 KEEP = 2
 UNIT = 4096
 CALIBRATION_BYTES = 64_000_000
+CHUNK_MB = {1: 108, 20: 734}
+"""By MiB of a block: the least whole megabytes that blocks fill exactly, at least 100 (103 × 1 MiB, 35 × 20 MiB)."""
 SPARE_BYTES = 256 << 20
 SETTLE_S = 0.5
 """Pause after a run's files are removed, for the discards of the file system."""
@@ -128,6 +133,8 @@ def fio(case: Case, directory: Path, *, seconds: int, more: Sequence[str] = ()) 
                 if not job and not slot:
                     os.pwrite(descriptor, os.urandom(1 << 20) * (CALIBRATION_BYTES >> 20), 0)
                     os.fsync(descriptor)
+                    if case.io == "direct":
+                        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
     options = {
@@ -159,16 +166,16 @@ def fio(case: Case, directory: Path, *, seconds: int, more: Sequence[str] = ()) 
     return ["fio", *(f"--{key}={value}" for key, value in options.items()), *switches, *more]
 
 
-def command(side: str, case: Case, directory: Path, *, seconds: int, idle: bool = False) -> list[str]:
-    """The command of a side in a fresh directory; an `idle` one writes next to nothing."""
+def command(side: str, case: Case, directory: Path, *, seconds: int, more: Sequence[str] = ()) -> list[str]:
+    """The command of a side in a fresh directory."""
     if side == "Fury":
-        return fury(case, directory, seconds=seconds, more=("--rate-mb-s", "1") if idle else ())
-    more = ["--refill_buffers"] if side == "fio unique" else []
-    return fio(case, directory, seconds=seconds, more=[*more, "--rate=1m"] if idle else more)
+        return fury(case, directory, seconds=seconds, more=more)
+    unique = ("--refill_buffers",) if side == "fio unique" else ()
+    return fio(case, directory, seconds=seconds, more=(*unique, *more))
 
 
 def warm(size: int) -> None:
-    """Take so much memory and let go of it: in a virtual machine the first touch of a page may cost more than its copy."""
+    """Take so much memory and let go of it, so that the next to need it does not pay for the host's giving it."""
     mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
@@ -201,10 +208,10 @@ def output(argv: Sequence[str], *, timeout_s: float) -> str:
     return out
 
 
-def measured(side: str, case: Case, base: Path, *, seconds: int, idle: bool = False) -> Run:
-    """One run of one side."""
+def measured(side: str, case: Case, base: Path, *, seconds: int, more: Sequence[str] = ()) -> Run:
+    """One run of one side, with `more` options of its own."""
     with fresh(base, case) as directory:
-        argv = command(side, case, directory, seconds=seconds, idle=idle)
+        argv = command(side, case, directory, seconds=seconds, more=more)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         out = output(argv, timeout_s=seconds * 5 + 120)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -230,7 +237,8 @@ def calls(side: str, case: Case, base: Path, *, seconds: int) -> collections.Cou
         argv = command(side, case, directory, seconds=seconds)
         trace = ["strace", "-f", "-y", "-s", "0", "-e", "signal=none", "-e", "trace=%desc,%file", "-o", str(log)]
         output([*trace, *argv], timeout_s=seconds * 20 + 120)
-        open_ones: dict[tuple[str, str], list[str]] = {}
+        open_ones: dict[str, list[str]] = {}
+        position: dict[str, int] = {}
         for line in log.read_text().splitlines():
             found = CALL.match(line)
             if found is None:
@@ -240,19 +248,20 @@ def calls(side: str, case: Case, base: Path, *, seconds: int) -> collections.Cou
                 flags = re.search(r"O_[A-Z_|]+", tail)
                 if flags is None or "O_DIRECTORY" in flags[0]:
                     continue
-                # strace -s 0 shortens no path of an open
-                if "chunk" in (found["text"] or ""):
-                    open_ones[(thread, "")] = [f"open({flags[0]})"]
+                if "chunk" in (found["text"] or ""):  # -s 0 shortens data, not paths
+                    open_ones[thread], position[thread] = [f"open({flags[0]})"], 0
                 continue
             if not re.match(r"\d+<[^>]*/chunk[^>]*>", head + tail):
                 continue
-            sequence = open_ones.get((thread, ""))
+            sequence = open_ones.get(thread)
             if sequence is None:
                 continue
             if call == "pwrite64":
-                sequence.append(f"pwrite({tail.split(',')[0]})")
+                size, offset = (int(number) for number in re.findall(r"\d+", tail)[:2])
+                sequence.append(f"pwrite({size})" if offset == position[thread] else f"pwrite({size} at {offset})")
+                position[thread] = offset + size
             elif call == "close":
-                del open_ones[(thread, "")]
+                del open_ones[thread]
                 sequences[" ".join(folded([*sequence, "close"]))] += 1
             else:
                 sequence.append(call)
@@ -310,12 +319,13 @@ def compare(cases: Sequence[Case], base: Path, *, seconds: int, rounds: int) -> 
     """Measure all cases and print the table and the verdicts."""
     rows: dict[str, list[float]] = {}
     lines: list[str] = []
-    for side in SIDES[:2]:
-        first = cases[0]
+    for side, slowly in (("Fury", ("--rate-mb-s", "1")), ("fio", ("--rate=1m",))):
         rows[f"{side}, CPU s of a start"] = [
-            measured(side, first, base, seconds=1, idle=True).cpu_s for _ in range(rounds)
+            measured(side, cases[0], base, seconds=1, more=slowly).cpu_s for _ in range(rounds)
         ]
     for case in cases:
+        for side in SIDES[:2]:  # not counted: the first to use so much memory pays for it
+            measured(side, case, base, seconds=seconds)
         done: dict[str, list[Run]] = {side: [] for side in SIDES}
         for number in range(rounds):
             for turn in range(len(SIDES)):
@@ -335,7 +345,7 @@ def compare(cases: Sequence[Case], base: Path, *, seconds: int, rounds: int) -> 
     notes = {
         "fio": output(["fio", "--version"], timeout_s=10).strip(),
         "seconds of a run": seconds,
-        "bytes of a file": cases[0].chunk_bytes,
+        "bytes of a file": {case.block_mib: case.chunk_bytes for case in cases},
         "load average": os.getloadavg(),
         "verdicts": lines,
     }
@@ -350,7 +360,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5, help="of writing in each run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", metavar="PATTERN", help="only configurations whose name matches")
-    parser.add_argument("--chunk-mb", type=int, default=734, help="734 MB are 35 times 20 MiB, 108 MB 103 times 1 MiB")
+    parser.add_argument(
+        "--chunk-mb", type=int, help="instead of 108 MB for blocks of 1 MiB and 734 MB for those of 20 MiB"
+    )
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
     parser.add_argument("--calls", action="store_true", help="show that both sides make the same calls")
     options = parser.parse_args()
@@ -359,7 +371,7 @@ def main() -> None:
         if shutil.which(program) is None:
             sys.exit(f"{program} is missing; on Debian: apt install {program}")
     cases = [
-        Case(io, block_mib, jobs, options.chunk_mb)
+        Case(io, block_mib, jobs, options.chunk_mb or CHUNK_MB[block_mib])
         for io in ("buffered", "direct")
         for block_mib in (1, 20)
         for jobs in (1, 4)

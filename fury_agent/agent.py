@@ -18,6 +18,8 @@ import time
 import traceback
 from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple, Union
 
+import psutil
+
 from fury_agent import __version__, deadline
 from fury_agent.channel import Channel, Exchange, Refused, Sender, Trouble, own_address
 from fury_agent.chunks import ChunkDirectory
@@ -32,6 +34,7 @@ from fury_agent.console import (
     rate_text,
     size_text,
 )
+from fury_agent.data import POOL_BYTES
 from fury_agent.events import Event, EventLog, Events
 from fury_agent.histogram import Histogram
 from fury_agent.honesty import Honesty, Watch, notes
@@ -182,6 +185,7 @@ class _Agent:
             self.console.say(
                 f"warning: {self.chunks.path} is memory, not a disk; its figures say nothing about storage"
             )
+        self._require_memory()
         if not self.chunks.allocate(
             slots=config.jobs * config.keep,
             size=config.chunk_bytes,
@@ -233,6 +237,23 @@ class _Agent:
             dedupe_percent=config.dedupe_percent,
         )
         return Writer(ring, work, on_start=self._on_start, on_rollover=self._on_rollover, on_end=self._on_writer_end)
+
+    def _require_memory(self) -> None:
+        """Raises FuryError where the jobs' buffers would take more than half of what is available."""
+        config = self.config
+        block = min(config.block_bytes, config.chunk_bytes)
+        needed = config.jobs * (max(block, POOL_BYTES) + (block if config.verify == "readback" else 0))
+        try:
+            available = int(psutil.virtual_memory().available)
+        except (OSError, psutil.Error, RuntimeError):
+            return
+        if needed > available / 2:
+            raise FuryError(
+                Verdict.PRECONDITION,
+                f"{count_text(config.jobs, 'job')} with blocks of {config.block_kb} KiB need {size_text(needed)} of memory, "
+                f"and half of the {size_text(available)} that are available may be taken; give fewer jobs or a smaller "
+                "block_kb",
+            )
 
     def _confirm_io(self) -> None:
         """Finds out how the calibration's writes really went. Raises FuryError where direct ones were not."""
@@ -503,7 +524,7 @@ class _Agent:
             raise self._stopped_early()
         runtime_s = self._runtime(start_s)
         # A process that takes up after a crash has what is left of the ramp too, and that comes first.
-        ramp_s = max(0.0, runtime_s - config.seconds)
+        ramp_s = max(0.0, runtime_s - config.seconds) if config.ramp_seconds else 0.0
         writer.start(start_s=start_s, runtime_s=runtime_s, ramp_s=ramp_s)
         if self.stop_reason:  # a signal between the two lines above had no writer to stop
             writer.stop()

@@ -7,6 +7,7 @@ it was written for. Fresh random bytes for each block would cost ten to fifty ti
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import random
@@ -18,9 +19,11 @@ UNIT = 4096
 
 _SECTOR = 512
 _WORD = 8
-_POOL_BYTES = 4 << 20
+POOL_BYTES = 4 << 20
+"""What a job's blocks take in memory at least."""
+
+_RANDOM_BYTES = 16 << 20  # of a pool for larger blocks; then they come again, with other stamps and salts
 _PIECE_BYTES = 1 << 18  # at a time, so that making the pool takes no memory beside it
-_SALTS = 1 << 14
 _SALT_BITS = 52
 _REPEATED = 0xFFFFFFFE
 _CALIBRATION = 0xFFFFFFFF
@@ -43,9 +46,10 @@ class Found(NamedTuple):
 class Data:
     """The blocks of one job. `block` returns the next one to write or to expect, in memory that the next call changes.
 
-    The stamp at the start of each 4 KiB is two native 64-bit words: a hash of run, agent and epoch, and chunk << 32 | number of
-    the 4 KiB in the chunk. The salt, the third word of each 512 bytes, counts blocks and sectors. `compress_percent` of each
-    4 KiB, its end, are zeros; `dedupe_percent` of the blocks, evenly spread, are repeats of one of a few.
+    Native 64-bit words at the start of each 4 KiB are its stamp: a hash of run, agent and epoch, the number of the 4 KiB in its
+    block, the salt, and chunk << 32 | number of the block in the chunk. The salt is the third word of each 512 bytes, and
+    other in each block. `compress_percent` of each 4 KiB, its end, are zeros; `dedupe_percent` of the blocks, evenly spread,
+    are repeats of one of a few.
     """
 
     def __init__(
@@ -64,38 +68,37 @@ class Data:
         self._jobs = jobs
         self._dedupe_percent = dedupe_percent
         self._per_chunk = -(-chunk_bytes // block_bytes)
-        self._slices = max(1, _POOL_BYTES // block_bytes)
+        self._slices = max(1, POOL_BYTES // block_bytes)
         size = self._slices * block_bytes
-        self._memory = mmap.mmap(-1, size)  # page-aligned, as O_DIRECT wants it
+        memory = pages(size)
         source = random.Random(f"{seed}/{job}")
         for start in range(0, size, _PIECE_BYTES):
             end = min(start + _PIECE_BYTES, size)
-            self._memory[start:end] = source.randbytes(end - start)
+            before = start - _RANDOM_BYTES
+            memory[start:end] = source.randbytes(end - start) if before < 0 else memory[before : end - _RANDOM_BYTES]
         zeros = UNIT * compress_percent // 100
         if zeros:
             blank = bytes(zeros)
             for end in range(UNIT, size + 1, UNIT):
-                self._memory[end - zeros : end] = blank
-        view = memoryview(self._memory)
-        words = view.cast("Q")
+                memory[end - zeros : end] = blank
+        words = memory.cast("Q")
         digest = hashlib.blake2b(identity.encode(), digest_size=2 * _WORD).digest()
         self._identity = int.from_bytes(digest[:_WORD], "little")
-        words[0 :: UNIT // _WORD] = array("Q", [self._identity]) * (size // UNIT)
         self._units = block_bytes // UNIT
         self._sectors = block_bytes // _SECTOR
+        words[0 :: UNIT // _WORD] = array("Q", [self._identity]) * (size // UNIT)
+        words[1 :: UNIT // _WORD] = array("Q", range(self._units)) * self._slices
         per_slice = block_bytes // _WORD
         self._blocks: List[Tuple[memoryview, memoryview, memoryview]] = []
         for number in range(self._slices):
             of_slice = words[number * per_slice : (number + 1) * per_slice]
-            data = view[number * block_bytes : (number + 1) * block_bytes]
-            self._blocks.append((data, of_slice[1 :: UNIT // _WORD], of_slice[2 :: _SECTOR // _WORD]))
+            data = memory[number * block_bytes : (number + 1) * block_bytes]
+            self._blocks.append((data, of_slice[3 :: UNIT // _WORD], of_slice[2 :: _SECTOR // _WORD]))
         # Salts of jobs and of agents with the same seed start far from each other.
         self._salt_base = job << _SALT_BITS | int.from_bytes(digest[_WORD:], "little") >> (64 - _SALT_BITS)
-        # Random bytes and a salt that goes up by one from block to block tell two sectors apart; zeros need salts of their own.
-        self._salt_step = self._sectors if zeros else 1
-        self._salts = memoryview(array("Q"))
-        self._salts_from = 0
-        self._repeated_salts = memoryview(array("Q", range(self._sectors)))
+        # Random bytes tell the sectors of a block apart; zeros need a salt for each.
+        self._sectors_alike = bool(zeros)
+        self._repeated_salts = array("Q", range(self._sectors))
         self._scratch: Optional[bytearray] = None
 
     def block(self, chunk: int, index: int) -> memoryview:
@@ -110,17 +113,15 @@ class Data:
         data, stamps, salts = self._blocks[number % self._slices]
         percent = self._dedupe_percent
         if percent and (number + 1) * percent // 100 > number * percent // 100:
-            first = _REPEATED << 32
+            stamps[:] = array("Q", (_REPEATED << 32,)) * self._units
             salts[:] = self._repeated_salts
+            return data
+        stamps[:] = array("Q", (chunk << 32 | index,)) * self._units
+        if self._sectors_alike:
+            first = self._salt_base + number * self._sectors
+            salts[:] = array("Q", range(first, first + self._sectors))
         else:
-            first = chunk << 32 | index * self._units
-            salt = number * self._salt_step
-            at = salt - self._salts_from
-            if at < 0 or at + self._sectors > len(self._salts):
-                self._make_salts(salt)
-                at = 0
-            salts[:] = self._salts[at : at + self._sectors]
-        stamps[:] = array("Q", range(first, first + self._units))
+            salts[:] = array("Q", (self._salt_base + number,)) * self._sectors
         return data
 
     def differs(self, chunk: int, index: int, found: memoryview) -> Optional[Found]:
@@ -147,12 +148,20 @@ class Data:
             return "zeros"
         if words[0] != self._identity:
             return "no block of this process"
-        chunk, number = words[1] >> 32, words[1] & 0xFFFFFFFF
+        chunk, index = words[3] >> 32, words[3] & 0xFFFFFFFF
         if chunk == _REPEATED:
-            return "a repeated block"
-        return "a block of the calibration" if chunk == _CALIBRATION else f"4 KiB number {number} of chunk {chunk}"
+            return "of a repeated block"
+        if chunk == _CALIBRATION:
+            return "of the calibration"
+        return f"the 4 KiB number {words[1]} of block {index} of chunk {chunk}"
 
-    def _make_salts(self, salt: int) -> None:
-        first = self._salt_base + salt
-        self._salts = memoryview(array("Q", range(first, first + _SALTS + self._sectors)))
-        self._salts_from = salt
+
+def pages(size: int) -> memoryview:
+    """`size` bytes of memory aligned to pages, as O_DIRECT wants it, in huge pages where the kernel has them.
+
+    With those it costs a third of the CPU to hand a large block to the disk (bench/write_path.py).
+    """
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)

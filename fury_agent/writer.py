@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import mmap
 import os
 import threading
 import time
 from typing import Callable, Iterator, Optional, Tuple
 
-from fury_agent.data import Data
+from fury_agent.data import Data, pages
 from fury_agent.histogram import Histogram
 from fury_agent.steady import Series, Steadiness, steadiness
 from fury_agent.verdict import Corruption, DiskError
@@ -134,6 +133,7 @@ class Writer:
         self._series = Series()
         self._started_s: Optional[float] = None
         self._ended_s: Optional[float] = None
+        self._user_s = 0.0
         self.ramp_ends_s = 0.0
         self.stopping = False
         self.failure: Optional[BaseException] = None
@@ -189,8 +189,15 @@ class Writer:
 
     @property
     def generator_ratio(self) -> Optional[float]:
-        """The busiest job's share of time that went neither into calls of the disk nor into waiting for its rate."""
-        return max((job.busy_ratio for job in self._jobs if job.busy_ratio is not None), default=None)
+        """How much of the time went into making data and counting, and not into calls of the disk or waiting for a rate.
+
+        That is the busiest job's share, or the process' user time where that is more: jobs that wait for their one
+        interpreter do so within what they take for the call's time.
+        """
+        if self._ended_s is None or self._started_s is None or self._ended_s <= self._started_s:
+            return None
+        interpreter = self._user_s / (self._ended_s - self._started_s)
+        return max([interpreter, *(job.busy_ratio for job in self._jobs if job.busy_ratio is not None)])
 
     def steadiness(self) -> Optional[Steadiness]:
         """Whether the last third of what counts was steady; None while nothing can be said."""
@@ -233,6 +240,7 @@ class Writer:
             first = self._started_s is None
             if first:
                 self._started_s = instant_s
+                self._user_s = -os.times().user
         if first:
             self._on_start(instant_s)
 
@@ -246,6 +254,7 @@ class Writer:
             self._left -= 1
             last = self._left == 0
             if last and self._started_s is not None:
+                self._user_s += os.times().user
                 durable_s = max(job.durable_s for job in self._jobs)
                 self._ended_s = durable_s if durable_s and self.failure is None else time.monotonic()
         if last:
@@ -293,7 +302,7 @@ class _Job:
             compress_percent=work.compress_percent,
             dedupe_percent=work.dedupe_percent,
         )
-        self._back = memoryview(mmap.mmap(-1, self._block_bytes)) if work.verify else None
+        self._back = pages(self._block_bytes) if work.verify else None
         self._rate = None if work.rate_bytes_s is None else work.rate_bytes_s / work.jobs
         self._thread: Optional[threading.Thread] = None
         self._start_s = self._deadline_s = 0.0
