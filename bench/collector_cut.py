@@ -40,7 +40,7 @@ START_S = 1.5  # the collector fixes the start this far ahead
 
 @contextlib.contextmanager
 def running(
-    directory: Path, *, seconds: int, chunk_mb: int, drain_s: int
+    directory: Path, *, seconds: int, chunk_mb: int, drain_s: int, more: Sequence[str] = ()
 ) -> Iterator[tuple[Path, subprocess.Popen[bytes], subprocess.Popen[str]]]:
     """A collector and an agent that has just said that it is writing; their directory, and both processes."""
     with tempfile.TemporaryDirectory(prefix="fury-cut-", dir=directory) as name:
@@ -75,7 +75,7 @@ def running(
                 "bench-cut",
             ]
             argv += ["--collector-url", json.loads(state.read_text())["url"], "--drain-seconds", str(drain_s)]
-            writer = subprocess.Popen([*argv, "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            writer = subprocess.Popen([*argv, *more, "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
             assert writer.stdout is not None
             for line in writer.stdout:
                 if "is writing" in line:

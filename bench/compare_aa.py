@@ -6,6 +6,9 @@ A round is four runs of two agents with a collector on loopback: two as fast as 
 ``--rate-mb-s`` an agent and one paced 15 % lower; every second round has a fifth, paced to 85 % of what the round's first
 unpaced run did. Odd rounds go through theirs backwards (ABBA), so that a drift of the machine is not taken for a
 difference. --keep leaves the databases, --from judges those that an earlier call has left, without a new run.
+
+Told are the differences of the fleet's throughput in percent, what was said of them (called: faster or slower), and how
+many pairs had any other figure of fleet or agents called.
 """
 
 from __future__ import annotations
@@ -17,12 +20,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from bench.table import report
+from fury_collector import compare
+from fury_collector.compare import FASTER, FLEET, SLOWER, Observed
+from fury_collector.db import Database
+from fury_collector.report import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 AGENTS = ("alecto", "megaera")
-SLOWER = 0.85
+SLOWER_BY = 0.85
 
 
 def make_run(
@@ -77,11 +87,14 @@ def make_run(
                 argv = [sys.executable, "-m", "fury_agent", agent, "--run-id", run_id, "--chunk-mb", str(chunk_mb)]
                 argv += ["--seconds", str(seconds), "--ramp-seconds", str(ramp_seconds)]
                 argv += ["--sample-seconds", str(sample_seconds), "--directory", str(here / "data")]
-                argv += ["--state-directory", str(here / agent), "--collector-url", json.loads(state.read_text())["url"]]
+                argv += [
+                    "--state-directory",
+                    str(here / agent),
+                    "--collector-url",
+                    json.loads(state.read_text())["url"],
+                ]
                 argv += ["--rate-mb-s", str(rate_mb_s)] if rate_mb_s is not None else []
-                writers.append(
-                    subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                )
+                writers.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             codes = [writer.wait() for writer in writers]
             if any(codes):
                 raise RuntimeError(f"the agents of {run_id} ended with {codes}")
@@ -93,3 +106,89 @@ def make_run(
                     process.wait()
     os.sync()  # the next run does not pay for what this one left to write back
     return database
+
+
+def make_rounds(home: Path, *, rounds: int, seconds: int, rate_mb_s: int) -> None:
+    """All runs of the benchmark, as databases <kind><round><turn>.db in a directory."""
+    unpaced = 0.0
+    for number in range(rounds):
+        turns = [("u", 1), ("u", 2), ("p", 1), ("q", 1)] + [("s", 1)] * (number % 2 == 0)
+        for kind, turn in turns[:: -1 if number % 2 else 1]:
+            rate = {"u": None, "p": rate_mb_s, "q": round(SLOWER_BY * rate_mb_s), "s": round(SLOWER_BY * unpaced)}[kind]
+            path = make_run(home, f"{kind}{number:02}{turn}", seconds=seconds, rate_mb_s=rate, ramp_seconds=3)
+            if (kind, turn) == ("u", 1):
+                unpaced = observed(path).result.rate / len(AGENTS) / 1e6
+            print(f"round {number + 1} of {rounds}: {path.stem}", file=sys.stderr, flush=True)
+
+
+def observed(path: Path) -> Observed:
+    """The run of a database."""
+    store = Database(path, create=False, read_only=True)
+    try:
+        run = store.read_run("latest")
+        result = judge(run, store.samples(run.id))
+        return compare.observe(run, result, store.rollovers(run.id), store.samples(run.id))
+    finally:
+        store.close()
+
+
+def pairs(home: Path) -> Iterator[tuple[str, list[Path], list[Path]]]:
+    """What is compared: a title, and the runs of both sides."""
+    found = {kind: sorted(home.glob(f"{kind}??1.db")) for kind in "upqs"}
+    unpaced = [(one, one.with_name(f"{one.stem[:-1]}2.db")) for one in found["u"]]
+    for one, two in unpaced:
+        yield "unpaced A/A", [one], [two]
+    for before, after in zip(unpaced[::2], unpaced[1::2]):
+        yield "unpaced A/A, two ABBA", [before[0], after[0]], [before[1], after[1]]
+    for one, two in zip(found["p"], found["p"][1:] + found["p"][:1]):
+        yield "paced A/A", [one], [two]
+    for one in found["q"]:
+        yield "paced 15 % lower", [one.with_name(f"p{one.stem[1:]}.db")], [one]
+    for one in found["s"]:
+        yield "paced to 85 % of unpaced", [one.with_name(f"u{one.stem[1:]}.db")], [one]
+
+
+def judge_rounds(home: Path) -> None:
+    """Compare all pairs and print what was said."""
+    seen: dict[Path, Observed] = {}
+    differences: dict[str, list[float]] = {}
+    said: dict[str, Counter[str]] = {}
+    for title, *sides in pairs(home):
+        if not all(path.exists() for side in sides for path in side):
+            continue
+        for path in (path for side in sides for path in side):
+            if path not in seen:
+                seen[path] = observed(path)
+        comparison = compare.compare([(letter, [seen[path] for path in side]) for letter, side in zip("AB", sides)])
+        first, *others = comparison.pairs[0].lines
+        assert (first.scope, first.metric.key) == (FLEET, "throughput")
+        differences.setdefault(title, []).append(100 * (first.difference.ratio or 0.0))
+        words = said.setdefault(title, Counter())
+        words["called" if first.word in (FASTER, SLOWER) else first.word] += 1
+        words["any other figure called"] += any(line.word in (FASTER, SLOWER) for line in others)
+    notes = {title: ", ".join(f"{word} {count}" for word, count in words.items()) for title, words in said.items()}
+    report("compare_aa", differences, notes=notes)
+
+
+def main() -> None:
+    """Make runs, or take those that are there, and tell what comparing them says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--rate-mb-s", type=int, default=100)
+    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
+    parser.add_argument("--keep", type=Path, help="where the databases are left")
+    parser.add_argument("--from", dest="taken", type=Path, help="judge the databases in this directory")
+    options = parser.parse_args()
+    if options.taken is not None:
+        judge_rounds(options.taken)
+        return
+    with tempfile.TemporaryDirectory(prefix="fury-aa-", dir=options.directory) as name:
+        home = options.keep or Path(name)
+        home.mkdir(parents=True, exist_ok=True)
+        make_rounds(home, rounds=options.rounds, seconds=options.seconds, rate_mb_s=options.rate_mb_s)
+        judge_rounds(home)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """What everything but writing costs the writer: an agent with all of it against one with none, in pairs of runs on loopback.
 
-    python -m bench.extras [--pairs 10] [--seconds 20] [--scrapes 600] [--chunk-mb 20] [--directory /var/tmp]
+    python -m bench.extras [--pairs 10] [--seconds 20] [--scrapes 600] [--chunk-mb 20] [--io direct] [--directory /var/tmp]
 
 All of it: a collector on this machine that gets heartbeats, samples and rollovers, the journal on the file system under test, and
 a scrape of /metrics each second. None of it: the agent by hand, no collector, no journal, no heartbeats, no samples, no scrape.
@@ -8,7 +8,8 @@ Histograms, the console's lines and the metrics server are in both. Which of a p
 figure is the median of the pairs' quotients with its 95 % interval; the target is a cost below 1 %.
 
 On two or more hosts the collector's own CPU and its database's writes are not on the agent's host; here they are, so this is the
-worst case.
+worst case. Buffered runs on one disk fall into groups that differ by more than what is to be seen, whatever runs beside them:
+hence direct ones.
 
 Then /metrics alone: one more agent with all of it, scraped each 50 ms on a new connection; the time from connecting until the
 last byte. Target: p99 below 10 ms.
@@ -95,9 +96,10 @@ def scraped(address: str, *, every_s: float) -> Iterator[list[float]]:
         thread.join()
 
 
-def with_all(directory: Path, *, seconds: int, chunk_mb: int, every_s: float) -> tuple[float, list[float]]:
+def with_all(directory: Path, *, seconds: int, chunk_mb: int, io: str, every_s: float) -> tuple[float, list[float]]:
     """MB/s of a run with everything, and the seconds of its scrapes."""
-    with running(directory, seconds=seconds, chunk_mb=chunk_mb, drain_s=DRAIN_S) as (home, _, writer):
+    more = ("--io", io)
+    with running(directory, seconds=seconds, chunk_mb=chunk_mb, drain_s=DRAIN_S, more=more) as (home, _, writer):
         try:
             began = time.monotonic()
             with scraped(metrics_address(home), every_s=every_s) as latencies:
@@ -110,11 +112,21 @@ def with_all(directory: Path, *, seconds: int, chunk_mb: int, every_s: float) ->
     return rate, latencies
 
 
-def with_none(directory: Path, *, seconds: int, chunk_mb: int) -> float:
+def with_none(directory: Path, *, seconds: int, chunk_mb: int, io: str) -> float:
     """MB/s of a run by hand with everything off that can be."""
     with tempfile.TemporaryDirectory(prefix="fury-extras-", dir=directory) as name:
         argv = [sys.executable, "-m", "fury_agent", "cut", "--chunk-mb", str(chunk_mb), "--seconds", str(seconds)]
-        argv += ["--directory", name, "--heartbeat-seconds", str(NEVER_S), "--sample-seconds", str(NEVER_S), "--json"]
+        argv += [
+            "--io",
+            io,
+            "--directory",
+            name,
+            "--heartbeat-seconds",
+            str(NEVER_S),
+            "--sample-seconds",
+            str(NEVER_S),
+            "--json",
+        ]
         writer = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
             return float(finish(writer, "PASS")["throughput_bytes_per_second"]) / 1e6
@@ -142,6 +154,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--scrapes", type=int, default=600)
     parser.add_argument("--chunk-mb", type=int, default=20)
+    parser.add_argument("--io", choices=("buffered", "direct", "sync"), default="direct")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
@@ -151,16 +164,16 @@ def main() -> None:
     for number in range(options.pairs):
         for everything in (True, False) if number % 2 else (False, True):
             if everything:
-                rate, _ = with_all(directory, seconds=seconds, chunk_mb=chunk_mb, every_s=SCRAPE_S)
+                rate, _ = with_all(directory, seconds=seconds, chunk_mb=chunk_mb, io=options.io, every_s=SCRAPE_S)
                 all_of_it.append(rate)
             else:
-                none_of_it.append(with_none(directory, seconds=seconds, chunk_mb=chunk_mb))
+                none_of_it.append(with_none(directory, seconds=seconds, chunk_mb=chunk_mb, io=options.io))
             os.sync()  # the next run does not pay for this one's files and discards
             time.sleep(SETTLE_S)
     quotients = [ours / plain for ours, plain in zip(all_of_it, none_of_it, strict=True)]
     # A scrape itself takes some milliseconds, and nothing is written in the first second and a half.
     long = math.ceil(options.scrapes * FAST_SCRAPE_S * 1.2 + START_S)
-    _, latencies = with_all(directory, seconds=long, chunk_mb=chunk_mb, every_s=FAST_SCRAPE_S)
+    _, latencies = with_all(directory, seconds=long, chunk_mb=chunk_mb, io=options.io, every_s=FAST_SCRAPE_S)
     latencies = latencies[math.ceil((START_S + 0.5) / FAST_SCRAPE_S) :]
     cost, worst, p99 = 1 - statistics.median(quotients), worst_cost(quotients), rank(latencies, 0.99)
     verdict = "PASS" if worst < COST_TARGET else "miss" if cost >= COST_TARGET else "not decided, more --pairs"
@@ -174,6 +187,7 @@ def main() -> None:
         },
         notes={
             "chunk_mb": chunk_mb,
+            "io": options.io,
             "seconds of a run": seconds,
             "load average": os.getloadavg(),
             "change, median": f"{-100 * cost:+.2f} %",

@@ -22,9 +22,12 @@ _WORD = 8
 POOL_BYTES = 4 << 20
 """What a job's blocks take in memory at least."""
 
-_RANDOM_BYTES = 16 << 20  # of a pool for larger blocks; then they come again, with other stamps and salts
 _PIECE_BYTES = 1 << 18  # at a time, so that making the pool takes no memory beside it
+_SALTS = 1 << 13
 _SALT_BITS = 52
+_PLACE_BITS = 16  # a block has at most 16,384 times 4 KiB
+_ALL_BITS = (1 << 64) - 1
+_ODD = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio: multiplied by it numbers stay distinct and don't compress
 _REPEATED = 0xFFFFFFFE
 _CALIBRATION = 0xFFFFFFFF
 
@@ -46,10 +49,10 @@ class Found(NamedTuple):
 class Data:
     """The blocks of one job. `block` returns the next one to write or to expect, in memory that the next call changes.
 
-    Native 64-bit words at the start of each 4 KiB are its stamp: a hash of run, agent and epoch, the number of the 4 KiB in its
-    block, the salt, and chunk << 32 | number of the block in the chunk. The salt is the third word of each 512 bytes, and
-    other in each block. `compress_percent` of each 4 KiB, its end, are zeros; `dedupe_percent` of the blocks, evenly spread,
-    are repeats of one of a few.
+    Two native 64-bit words at the start of each 4 KiB are its stamp: a hash of run, agent and epoch << 16 | number of the 4 KiB
+    in its block, and chunk << 32 | number of the block in the chunk. The third word of each 512 bytes is a salt, a counter
+    that goes on from block to block. `compress_percent` of each 4 KiB, its end, are zeros; `dedupe_percent` of the blocks,
+    evenly spread, are repeats of one of a few.
     """
 
     def __init__(
@@ -74,8 +77,7 @@ class Data:
         source = random.Random(f"{seed}/{job}")
         for start in range(0, size, _PIECE_BYTES):
             end = min(start + _PIECE_BYTES, size)
-            before = start - _RANDOM_BYTES
-            memory[start:end] = source.randbytes(end - start) if before < 0 else memory[before : end - _RANDOM_BYTES]
+            memory[start:end] = source.randbytes(end - start)
         zeros = UNIT * compress_percent // 100
         if zeros:
             blank = bytes(zeros)
@@ -83,21 +85,23 @@ class Data:
                 memory[end - zeros : end] = blank
         words = memory.cast("Q")
         digest = hashlib.blake2b(identity.encode(), digest_size=2 * _WORD).digest()
-        self._identity = int.from_bytes(digest[:_WORD], "little")
+        self._identity = int.from_bytes(digest[:_WORD], "little") >> _PLACE_BITS
         self._units = block_bytes // UNIT
         self._sectors = block_bytes // _SECTOR
-        words[0 :: UNIT // _WORD] = array("Q", [self._identity]) * (size // UNIT)
-        words[1 :: UNIT // _WORD] = array("Q", range(self._units)) * self._slices
+        first = self._identity << _PLACE_BITS
+        words[0 :: UNIT // _WORD] = array("Q", range(first, first + self._units)) * self._slices
         per_slice = block_bytes // _WORD
         self._blocks: List[Tuple[memoryview, memoryview, memoryview]] = []
         for number in range(self._slices):
             of_slice = words[number * per_slice : (number + 1) * per_slice]
             data = memory[number * block_bytes : (number + 1) * block_bytes]
-            self._blocks.append((data, of_slice[3 :: UNIT // _WORD], of_slice[2 :: _SECTOR // _WORD]))
+            self._blocks.append((data, of_slice[1 :: UNIT // _WORD], of_slice[2 :: _SECTOR // _WORD]))
         # Salts of jobs and of agents with the same seed start far from each other.
         self._salt_base = job << _SALT_BITS | int.from_bytes(digest[_WORD:], "little") >> (64 - _SALT_BITS)
-        # Random bytes tell the sectors of a block apart; zeros need a salt for each.
-        self._sectors_alike = bool(zeros)
+        # Random bytes and a salt that is another one in each block tell two sectors apart; zeros need salts of their own.
+        self._salt_step = self._sectors if zeros else 1
+        self._salts = memoryview(array("Q"))
+        self._salts_from = 0
         self._repeated_salts = array("Q", range(self._sectors))
         self._scratch: Optional[bytearray] = None
 
@@ -117,11 +121,16 @@ class Data:
             salts[:] = self._repeated_salts
             return data
         stamps[:] = array("Q", (chunk << 32 | index,)) * self._units
-        if self._sectors_alike:
-            first = self._salt_base + number * self._sectors
-            salts[:] = array("Q", range(first, first + self._sectors))
-        else:
-            salts[:] = array("Q", (self._salt_base + number,)) * self._sectors
+        salt = number * self._salt_step
+        at = salt - self._salts_from
+        if at < 0 or at + self._sectors > len(self._salts):
+            first = self._salt_base + salt
+            numbers = range(first, first + _SALTS + self._sectors)
+            # Among zeros they may as well compress, and there are many of them.
+            scrambled = numbers if self._salt_step > 1 else [one * _ODD & _ALL_BITS for one in numbers]
+            self._salts = memoryview(array("Q", scrambled))
+            self._salts_from, at = salt, 0
+        salts[:] = self._salts[at : at + self._sectors]
         return data
 
     def differs(self, chunk: int, index: int, found: memoryview) -> Optional[Found]:
@@ -146,14 +155,14 @@ class Data:
         words = memoryview(unit).cast("Q")
         if not any(words):
             return "zeros"
-        if words[0] != self._identity:
+        if words[0] >> _PLACE_BITS != self._identity:
             return "no block of this process"
-        chunk, index = words[3] >> 32, words[3] & 0xFFFFFFFF
+        chunk, index = words[1] >> 32, words[1] & 0xFFFFFFFF
         if chunk == _REPEATED:
             return "of a repeated block"
         if chunk == _CALIBRATION:
             return "of the calibration"
-        return f"the 4 KiB number {words[1]} of block {index} of chunk {chunk}"
+        return f"the 4 KiB number {words[0] & 0xFFFF} of block {index} of chunk {chunk}"
 
 
 def pages(size: int) -> memoryview:
