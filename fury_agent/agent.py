@@ -229,6 +229,7 @@ class _Agent:
             jobs=config.jobs,
             keep=config.keep,
             verify=config.verify == "readback",
+            grace_s=config.drain_seconds / 2,
             rate_bytes_s=None if config.rate_mb_s is None else config.rate_mb_s * 1e6,
             ramp_s=float(config.ramp_seconds),
             identity=identity,
@@ -242,7 +243,7 @@ class _Agent:
         """Raises FuryError where the jobs' buffers would take more than half of what is available."""
         config = self.config
         block = min(config.block_bytes, config.chunk_bytes)
-        needed = config.jobs * (max(block, POOL_BYTES) + (block if config.verify == "readback" else 0))
+        needed = config.jobs * (block + POOL_BYTES + (block if config.verify == "readback" else 0))
         try:
             available = int(psutil.virtual_memory().available)
         except (OSError, psutil.Error, RuntimeError):
@@ -805,7 +806,12 @@ class _Agent:
 
     def _notes(self) -> List[str]:
         """What a reader of the figures has to know: each a sentence."""
-        return notes(self.honesty, self.facts)
+        told = notes(self.honesty, self.facts)
+        progress = self._progress()
+        unread = progress.written_bytes - progress.read_bytes
+        if self.config.verify == "readback" and unread > 0:
+            told.append(f"{size_text(unread)} were not read back: there was no time left, or it was stopped")
+        return told
 
     def _judge_delivery(self, sender: Sender) -> None:
         counts = self.events.counts()

@@ -1,8 +1,9 @@
-"""What is written: random data made once, and stamps by which every part of it is unique and says what it is.
+"""What is written: random data made once, and a stamp in each 4 KiB by which it is unique and says what it is.
 
-A block is a slice of a pool of random bytes. Before each write every 4 KiB of it get a stamp and every 512 bytes a salt, so that
-no two sectors are ever alike whatever an array compares, and what is read back says which run, agent, process, chunk and place
-it was written for. Fresh random bytes for each block would cost ten to fifty times the CPU (bench/data_cost.py).
+A block is a slice of a pool of random bytes. Before each write every 4 KiB of it get a stamp, so that no 4096 bytes are ever
+written twice, at whatever offset (of 16 bytes) an array compares, and what is read back says which run, agent, process, chunk
+and place it was written for. Fresh random bytes for each block would cost ten to fifty times the CPU (bench/data_cost.py).
+The random bytes themselves come again after 2 MiB: no compressor that looks back less than that finds anything.
 """
 
 from __future__ import annotations
@@ -17,17 +18,12 @@ from typing import List, NamedTuple, Optional, Tuple
 UNIT = 4096
 """Bytes that have a stamp of their own."""
 
-_SECTOR = 512
 _WORD = 8
-POOL_BYTES = 4 << 20
+POOL_BYTES = 2 << 20
 """What a job's blocks take in memory at least."""
 
 _PIECE_BYTES = 1 << 18  # at a time, so that making the pool takes no memory beside it
-_SALTS = 1 << 13
-_SALT_BITS = 52
 _PLACE_BITS = 16  # a block has at most 16,384 times 4 KiB
-_ALL_BITS = (1 << 64) - 1
-_ODD = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio: multiplied by it numbers stay distinct and don't compress
 _REPEATED = 0xFFFFFFFE
 _CALIBRATION = 0xFFFFFFFF
 
@@ -50,9 +46,8 @@ class Data:
     """The blocks of one job. `block` returns the next one to write or to expect, in memory that the next call changes.
 
     Two native 64-bit words at the start of each 4 KiB are its stamp: a hash of run, agent and epoch << 16 | number of the 4 KiB
-    in its block, and chunk << 32 | number of the block in the chunk. The third word of each 512 bytes is a salt, a counter
-    that goes on from block to block. `compress_percent` of each 4 KiB, its end, are zeros; `dedupe_percent` of the blocks,
-    evenly spread, are repeats of one of a few.
+    in its block, and chunk << 32 | number of the block in the chunk. `compress_percent` of each 4 KiB, its end, are zeros;
+    `dedupe_percent` of the blocks, evenly spread, are repeats of one of a few.
     """
 
     def __init__(
@@ -71,7 +66,7 @@ class Data:
         self._jobs = jobs
         self._dedupe_percent = dedupe_percent
         self._per_chunk = -(-chunk_bytes // block_bytes)
-        self._slices = max(1, POOL_BYTES // block_bytes)
+        self._slices = -(-POOL_BYTES // block_bytes)
         size = self._slices * block_bytes
         memory = pages(size)
         source = random.Random(f"{seed}/{job}")
@@ -84,25 +79,16 @@ class Data:
             for end in range(UNIT, size + 1, UNIT):
                 memory[end - zeros : end] = blank
         words = memory.cast("Q")
-        digest = hashlib.blake2b(identity.encode(), digest_size=2 * _WORD).digest()
-        self._identity = int.from_bytes(digest[:_WORD], "little") >> _PLACE_BITS
+        digest = hashlib.blake2b(identity.encode(), digest_size=_WORD).digest()
+        self._identity = int.from_bytes(digest, "little") >> _PLACE_BITS
         self._units = block_bytes // UNIT
-        self._sectors = block_bytes // _SECTOR
         first = self._identity << _PLACE_BITS
         words[0 :: UNIT // _WORD] = array("Q", range(first, first + self._units)) * self._slices
         per_slice = block_bytes // _WORD
-        self._blocks: List[Tuple[memoryview, memoryview, memoryview]] = []
+        self._blocks: List[Tuple[memoryview, memoryview]] = []
         for number in range(self._slices):
-            of_slice = words[number * per_slice : (number + 1) * per_slice]
-            data = memory[number * block_bytes : (number + 1) * block_bytes]
-            self._blocks.append((data, of_slice[1 :: UNIT // _WORD], of_slice[2 :: _SECTOR // _WORD]))
-        # Salts of jobs and of agents with the same seed start far from each other.
-        self._salt_base = job << _SALT_BITS | int.from_bytes(digest[_WORD:], "little") >> (64 - _SALT_BITS)
-        # Random bytes and a salt that is another one in each block tell two sectors apart; zeros need salts of their own.
-        self._salt_step = self._sectors if zeros else 1
-        self._salts = memoryview(array("Q"))
-        self._salts_from = 0
-        self._repeated_salts = array("Q", range(self._sectors))
+            stamps = words[number * per_slice + 1 : (number + 1) * per_slice : UNIT // _WORD]
+            self._blocks.append((memory[number * block_bytes : (number + 1) * block_bytes], stamps))
         self._scratch: Optional[bytearray] = None
 
     def block(self, chunk: int, index: int) -> memoryview:
@@ -114,23 +100,12 @@ class Data:
         return self._block(_CALIBRATION, index, _CALIBRATION * self._per_chunk + index)
 
     def _block(self, chunk: int, index: int, number: int) -> memoryview:
-        data, stamps, salts = self._blocks[number % self._slices]
+        data, stamps = self._blocks[number % self._slices]
         percent = self._dedupe_percent
         if percent and (number + 1) * percent // 100 > number * percent // 100:
-            stamps[:] = array("Q", (_REPEATED << 32,)) * self._units
-            salts[:] = self._repeated_salts
-            return data
+            chunk = _REPEATED
+            index = 0
         stamps[:] = array("Q", (chunk << 32 | index,)) * self._units
-        salt = number * self._salt_step
-        at = salt - self._salts_from
-        if at < 0 or at + self._sectors > len(self._salts):
-            first = self._salt_base + salt
-            numbers = range(first, first + _SALTS + self._sectors)
-            # Among zeros they may as well compress, and there are many of them.
-            scrambled = numbers if self._salt_step > 1 else [one * _ODD & _ALL_BITS for one in numbers]
-            self._salts = memoryview(array("Q", scrambled))
-            self._salts_from, at = salt, 0
-        salts[:] = self._salts[at : at + self._sectors]
         return data
 
     def differs(self, chunk: int, index: int, found: memoryview) -> Optional[Found]:

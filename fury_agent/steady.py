@@ -15,6 +15,7 @@ from typing import Dict, List, Optional, Tuple
 
 MAX_SLOPE_RATIO = 0.10
 MAX_SPREAD_RATIO = 0.20
+FINEST_S = 0.125
 _BIN_LIMIT = 4096
 _PARTS = 10
 _MIN_WINDOW_S = 3.0
@@ -39,14 +40,14 @@ class _Bin:
 
 
 class Series:
-    """Bytes by the time (seconds of one clock, any origin) in which they were moved: at most 4096 bins of 1, 2, 4, … s.
+    """Bytes by the time (seconds of one clock, any origin) in which they were moved: at most 4096 bins of 1/8, 1/4, … s.
 
     One thread adds: several take a lock of theirs around `add`. One other may read at any time without it, and misses
     at most some of the add that is under way.
     """
 
     def __init__(self) -> None:
-        self.width_s = 1.0
+        self.width_s = FINEST_S
         self._bins: Dict[int, _Bin] = {}
         self._first = self._last = 0
 

@@ -52,6 +52,7 @@ class Work:
     jobs: int = 1
     keep: int = 2
     verify: bool = False
+    grace_s: float = 30.0  # how long the last chunks may be read back when the time to write is over
     rate_bytes_s: Optional[float] = None
     ramp_s: float = 0.0
     identity: str = ""
@@ -508,7 +509,7 @@ class _Job:
             descriptor = self._ring.open_back(slot)
             try:
                 self._io_s += clock() - opened
-                while offset < size and not self._hurried():
+                while offset < size and not self._hurried(clock()):
                     back = self._back[: min(self._block_bytes, size - offset)]
                     before = clock()
                     got = os.preadv(descriptor, [back], offset)
@@ -542,9 +543,9 @@ class _Job:
             raise self._disk_error("pread", slot, error, chunk=chunk, offset=offset) from error
         return spent
 
-    def _hurried(self) -> bool:
-        """A stop ends reading back too; a deadline does not: the last chunk is read to its end."""
-        return self._writer.stopping
+    def _hurried(self, now_s: float) -> bool:
+        """A stop ends reading back at once, the deadline only after a while: a last chunk may be large."""
+        return self._writer.stopping or now_s > self._deadline_s + self._work.grace_s
 
     def _finish_short_write(self, descriptor: int, data: memoryview, offset: int, written: int) -> int:
         while written < len(data):

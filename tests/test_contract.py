@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,9 +15,13 @@ from hypothesis import strategies as st
 
 from fury_agent import histogram as agent_histogram
 from fury_agent.config import FIELDS
+from fury_agent.honesty import Honesty
 from fury_agent.verdict import EXIT_CODES, Verdict
+from fury_agent.writer import Rollover
 from fury_collector import histogram as collector_histogram
 from fury_collector import wire
+from tests.agent.conftest import AgentProcess
+from tests.agent.peer import Peer
 
 REPO = Path(__file__).parents[1]
 PROTOCOL = (REPO / "docs" / "protocol.md").read_text()
@@ -44,14 +50,17 @@ def test_the_two_programs_never_import_each_other(package: str, never: tuple[str
 
 
 def test_the_agents_leaves_never_import_each_other() -> None:
-    """Config, chunks, writer and their like take plain values; agent puts them together."""
-    leaves = {"config", "chunks", "writer", "metrics", "events", "journal", "channel", "console", "deadline"}
+    """Config, chunks, writer and their like take plain values; agent puts them together. Two have parts of their own."""
+    leaves = {"config", "chunks", "writer", "metrics", "events", "journal", "channel", "console", "deadline", "honesty"}
     shared = {"verdict", "histogram"}
-    for leaf in leaves:
+    parts = {"writer": {"data", "steady"}, "honesty": {"machine", "pagecache", "steady"}}
+    for module in leaves | {"data", "steady", "machine", "pagecache"}:
         ours = {
-            name.split(".")[1] for name in imports(REPO / "fury_agent" / f"{leaf}.py") if name.startswith("fury_agent.")
+            name.split(".")[1]
+            for name in imports(REPO / "fury_agent" / f"{module}.py")
+            if name.startswith("fury_agent.")
         }
-        assert ours <= shared, leaf
+        assert ours <= shared | parts.get(module, set()), module
 
 
 def test_the_agent_needs_nothing_but_the_standard_library_and_its_two_libraries() -> None:
@@ -63,15 +72,67 @@ def test_the_agent_needs_nothing_but_the_standard_library_and_its_two_libraries(
         assert {name.split(".")[0] for name in imports(path)} <= allowed, path
 
 
-def test_event_kinds_have_the_documented_fields() -> None:
-    """The table of the page is the collector's table."""
+def documented_payloads() -> dict[str, set[str]]:
+    """The fields of each kind of event, as the page has them."""
     table = PROTOCOL.split("| kind | payload |")[1].split("\n\n")[0]
     documented = {}
     for line in table.splitlines()[2:]:
         _, kind, payload, _ = (part.strip() for part in line.split("|"))
         payload = re.sub(r"\([^()]*\)", "", payload)  # what is said of a field beside its name
         documented[kind.strip("`")] = set(re.findall(r"`(\w+)`", payload))
-    assert documented == {kind: set(fields) - COMMON for kind, fields in wire._KINDS.items()}
+    return documented
+
+
+def test_event_kinds_have_the_documented_fields() -> None:
+    """The table of the page is the collector's table, and a rollover is what the writer tells."""
+    assert documented_payloads() == {kind: set(fields) - COMMON for kind, fields in wire._KINDS.items()}
+    assert {field.name for field in dataclasses.fields(Rollover)} == documented_payloads()["rollover"]
+
+
+def test_the_honesty_checks_are_the_documented_ones() -> None:
+    """In the page's order, and of the types that the page allows."""
+    table = PROTOCOL.split("| key | what it says |")[1].split("\n\n")[0]
+    documented = [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert documented == [field.name for field in dataclasses.fields(Honesty)]
+    assert set(dataclasses.asdict(Honesty()).values()) == {None}
+
+
+def test_what_an_agent_sends_is_what_the_collector_takes(tmp_path: Path) -> None:
+    """Every batch of a run with jobs, ramp and reading back passes the collector's checks, and its sums are the page's."""
+    peer = Peer()
+    line = (
+        f"alecto --chunk-mb 1 --seconds 2 --directory {tmp_path} --collector-url {peer.url} --jobs 2 --ramp-seconds 1"
+    )
+    more = "--verify readback --rate-mb-s 20 --block-kb 64 --heartbeat-seconds 1 --sample-seconds 1 --drain-seconds 10"
+    try:
+        agent = AgentProcess([*line.split(), *more.split()]).finish()
+    finally:
+        peer.close()
+    assert agent.code == 0, agent.out + agent.err
+    wire.ready({key: value for key, value in peer.asks[0].items() if key != "path"})
+    for batch in peer.batches:
+        wire.batch({key: value for key, value in batch.items() if key != "path"})
+    events: dict[str, list[dict[str, Any]]] = {}
+    for _, event in sorted(peer.stored.items()):
+        events.setdefault(event["kind"], []).append(event)
+        assert set(event) - COMMON - {"kind"} == documented_payloads()[event["kind"]]
+    (start,), (final,) = events["start"], events["final"]
+    assert start["planned_seconds"] == peer.asks[0]["seconds"] == 3
+    rollovers, last = events["rollover"], events["sample"][-1]
+    counted = sum(rollover["bytes"] - rollover["ramp_bytes"] for rollover in rollovers)
+    assert final["written_bytes"] == counted + final["tail_bytes"] > 0
+    assert final["ramp_bytes"] == sum(rollover["ramp_bytes"] for rollover in rollovers) > 0
+    assert final["rollovers"] == sum(rollover["bytes"] > rollover["ramp_bytes"] for rollover in rollovers)
+    assert last["written_bytes"] == final["written_bytes"] + final["ramp_bytes"]
+    assert last["read_bytes"] == final["read_bytes"]
+    assert final["seconds"] == pytest.approx(2, abs=0.3)
+    for name in ("write_histogram", "fsync_histogram", "read_histogram"):
+        merged = collector_histogram.Histogram()
+        for sample in events["sample"]:
+            merged.add(sample[name])
+        assert merged.count == final[name]["count"] > 0, name
+    assert list(final["honesty"]) == [field.name for field in dataclasses.fields(Honesty)]
+    assert all(isinstance(note, str) for note in final["notes"])
 
 
 def test_the_agents_settings_have_the_documented_names_and_defaults() -> None:

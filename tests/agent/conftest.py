@@ -107,7 +107,10 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts file systems below tmp_path and unmounts them in reverse order."""
+    """Mounts file systems below tmp_path and unmounts them in reverse order.
+
+    A test asks for this before `start_agent`, so that its agents are ended first.
+    """
     mounted: List[Path] = []
 
     def do(name: str, *arguments: str) -> Path:

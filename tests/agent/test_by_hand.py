@@ -23,7 +23,16 @@ Run = Callable[..., AgentProcess]
 SUMMARY_KEYS = {
     *("name", "host", "verdict", "reason", "epochs", "events_issued", "events_stored", "written_bytes", "rollovers"),
     *("seconds", "throughput_bytes_per_second", "write_latency_seconds", "fsync_latency_seconds"),
-    *("device_written_bytes", "cleanup"),
+    *(
+        "device_written_bytes",
+        "cleanup",
+        "ramp_bytes",
+        "read_bytes",
+        "read_latency_seconds",
+        "honesty",
+        "notes",
+        "facts",
+    ),
 }
 
 
@@ -39,6 +48,7 @@ def test_a_run_says_what_it_does_and_ends_with_its_verdict(run_agent: Run, tmp_p
     assert any(line.startswith("rollover 1: 1 MB in ") for line in agent.lines)
     assert any(line.startswith("rollovers 2-") for line in agent.lines)
     assert "statistics of alecto" in agent.lines
+    assert any(re.match("note: (writes ended in the page cache|the directory is memory)", line) for line in agent.lines)
     assert re.fullmatch(
         r"PASS: alecto wrote \S+ [GM]B in 1\.\d s \(\S+ [GM]B/s\), \d+ rollovers, nothing left behind", agent.lines[-1]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Callable
 import pytest
 
 from fury_agent.chunks import MARKER, ChunkDirectory, remove_dead
+from fury_agent.pagecache import resident_bytes
 from fury_agent.verdict import FuryError, Verdict
 
 
@@ -207,3 +209,95 @@ def test_what_a_dead_agent_left_is_removed_by_the_supervisor(tmp_path: Path) -> 
         assert (made / "chunk-0.dat").exists()
     assert remove_dead(str(tmp_path), agent="alecto") is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_takes_the_slots_place(tmp_path: Path) -> None:
+    """The old one is unlinked, whatever it is; the new one is private, empty and another inode, with the flags asked for."""
+    chunks = directory(tmp_path)
+    chunks.claim()
+    path = tmp_path / "fury-alecto" / "chunk-0.dat"
+    path.write_bytes(b"old")
+    with path.open("rb") as held:
+        descriptor = chunks.open_slot(0, os.O_SYNC, new=True)
+        assert os.fstat(descriptor).st_ino != os.fstat(held.fileno()).st_ino
+        assert os.fstat(held.fileno()).st_nlink == 0
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_SYNC == os.O_SYNC
+        os.close(descriptor)
+    assert (path.stat().st_size, path.stat().st_mode & 0o777) == (0, 0o600)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    path.unlink()
+    path.symlink_to(victim)
+    os.close(chunks.open_slot(0, new=True))
+    assert not path.is_symlink()
+    assert victim.read_bytes() == b"precious"
+    assert chunks.remove() is None
+
+
+def test_a_ring_of_new_files_is_only_looked_at_for_room(tmp_path: Path) -> None:
+    """Nothing is made before the first chunk, and too little space is refused all the same."""
+    chunks = directory(tmp_path)
+    chunks.claim()
+    assert chunks.allocate(slots=4, size=8192, floor=0, stopped=never, reserve=False)
+    assert [path.name for path in (tmp_path / "fury-alecto").iterdir()] == [MARKER]
+    free = chunks.free_bytes()
+    message = refused(lambda: chunks.allocate(slots=2, size=free, floor=0, stopped=never, reserve=False))
+    assert "bytes are needed" in message
+    assert chunks.remove() is None
+
+
+def test_what_is_free_counts_what_a_chunk_still_needs(tmp_path: Path) -> None:
+    """All of it for a file that isn't there, nothing for one that has its blocks, the rest for one in between."""
+    chunks = directory(tmp_path)
+    chunks.claim()
+    size = 64 << 20
+    near = 16 << 20  # others write to this file system too
+    assert chunks.free_beside(0, size) == pytest.approx(chunks.free_bytes() - size, abs=near)
+    path = tmp_path / "fury-alecto" / "chunk-0.dat"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        assert chunks.free_beside(0, size) == pytest.approx(chunks.free_bytes(), abs=near)
+        assert chunks.free_beside(0, 2 * size) == pytest.approx(chunks.free_bytes() - size, abs=near)
+        os.posix_fallocate(file.fileno(), 0, 2 * size)
+        assert chunks.free_beside(0, size) == pytest.approx(chunks.free_bytes(), abs=near)
+    assert chunks.remove() is None
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_reading_back_goes_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool) -> None:
+    """With O_DIRECT; where that is refused, what is cached of the chunk is dropped before."""
+    chunks = directory(tmp_path)
+    chunks.claim()
+    path = tmp_path / "fury-alecto" / "chunk-0.dat"
+    with path.open("wb") as file:
+        file.write(os.urandom(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    whole = os.open
+
+    def refuse(path: str, flags: int, *arguments: int, **more: int) -> int:
+        if flags & os.O_DIRECT and not direct:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return whole(path, flags, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    descriptor = chunks.open_back(0)
+    if not direct:
+        assert not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT
+    assert resident_bytes(descriptor) in (0, None)
+    os.close(descriptor)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        chunks.open_back(0)
+    assert chunks.remove() is None
+
+
+def test_no_slot_opens_a_link_for_reading_either(tmp_path: Path) -> None:
+    """Whoever can put a link in a chunk's place learns nothing of the file behind it."""
+    chunks = directory(tmp_path)
+    chunks.claim()
+    (tmp_path / "fury-alecto" / "chunk-0.dat").symlink_to("/etc/hostname")
+    for action in (chunks.open_back, chunks.open_cached):
+        with pytest.raises(OSError, match="symbolic"):
+            action(0)
+    assert chunks.remove() is None

@@ -126,6 +126,9 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (made.block_kb, made.keep, made.free_floor_mb, made.seconds) == (1024, 2, 500, 60)
     assert (made.heartbeat_seconds, made.sample_seconds, made.barrier_seconds, made.drain_seconds) == (5, 10, 300, 60)
     assert made.lease_s == 300 + 60 + 60 + 60
+    assert (made.io, made.jobs, made.rate_mb_s, made.ramp_seconds) == ("buffered", 1, None, 0)
+    assert (made.files, made.verify) == ("reuse", "none")
+    assert (made.compress_percent, made.dedupe_percent, made.seed) == (0, 0, 0)
     assert made.run_id.startswith("manual-")
     text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
     for field in config.FIELDS:
@@ -133,6 +136,43 @@ def test_defaults_are_those_of_the_contract() -> None:
         if field.kind == "whole":
             row = next(line for line in text.splitlines() if line.startswith(f"| `{field.name}` |"))
             assert f"{field.minimum}–{field.maximum}" in row
+        for choice in field.choices:
+            assert f"`{choice}`" in next(line for line in text.splitlines() if line.startswith(f"| `{field.name}` |"))
+
+
+@pytest.mark.parametrize(
+    "field", [field for field in config.FIELDS if field.choices], ids=lambda field: str(field.name)
+)
+@pytest.mark.parametrize(
+    "value", ["", "Direct", "direct ", "O_DIRECT", "none,readback", True, None, 1, ["direct"], b"direct"]
+)
+def test_a_choice_is_one_of_its_words_exactly(field: config.Field, value: Any) -> None:
+    """In their spelling; the sentence lists them, and the first is the default."""
+    with pytest.raises(FuryError) as caught:
+        config.check_field(field.name, value)
+    assert caught.value.verdict is Verdict.BAD_INPUT
+    assert f"{' or '.join(field.choices[-2:])} is (for example --{field.name} {field.example})" in caught.value.message
+    assert [config.check_field(field.name, choice) for choice in field.choices] == list(field.choices)
+    assert field.default == field.choices[0]
+    assert field.example in field.choices
+
+
+def test_the_ring_the_time_and_the_lease_count_jobs_and_ramp() -> None:
+    """All rings lie on the disk at once, and the ramp comes before the seconds that count."""
+    made = config.make_config({**GOOD, "jobs": 3, "keep": "5", "ramp_seconds": 7, "barrier_seconds": 10})
+    assert made.ring_bytes == 3 * 5 * 20_000_768
+    assert made.runtime_s == 67
+    assert made.lease_s == 10 + 67 + 60 + 60
+    assert config.make_config({**GOOD, "ramp_seconds": 7, "lease_seconds": 99}).lease_s == 99
+
+
+def test_a_rate_may_be_none_in_a_file() -> None:
+    """Null is as fast as it goes; nought is refused, and so is null for what has a default."""
+    assert config.make_config({**GOOD, "rate_mb_s": None}).rate_mb_s is None
+    assert config.make_config({**GOOD, "rate_mb_s": "250"}).rate_mb_s == 250
+    for name, value in (("rate_mb_s", 0), ("jobs", None), ("io", None)):
+        with pytest.raises(FuryError, match=f"^{name}: "):
+            config.make_config({**GOOD, name: value})
 
 
 def test_a_chunk_is_rounded_up_to_whole_blocks() -> None:

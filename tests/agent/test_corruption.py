@@ -16,6 +16,7 @@ from typing import Callable, List, Optional
 import pytest
 
 from tests.agent.conftest import AgentProcess, ext4_image
+from tests.agent.peer import Peer
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mkfs.ext4") is None, reason="needs root and mkfs.ext4 to make file systems"
@@ -49,16 +50,16 @@ class Change:
             expected=expected[at : at + 16],
             found=found[at : at + 16],
             differing=len(places),
-            origin=f"4 KiB number {word(found) & 0xFFFFFFFF} of chunk {chunk_of(found)}",
+            origin=f"the 4 KiB number {word(found, 0) & 0xFFFF} of block {word(found, 1) & 0xFFFFFFFF} of chunk {chunk_of(found)}",
         )
 
 
-def word(unit: bytes) -> int:
-    return int.from_bytes(unit[8:16], sys.byteorder)
+def word(unit: bytes, number: int) -> int:
+    return int.from_bytes(unit[8 * number : 8 * number + 8], sys.byteorder)
 
 
 def chunk_of(unit: bytes) -> int:
-    return word(unit) >> 32
+    return word(unit, 1) >> 32
 
 
 class Backing:
@@ -83,7 +84,7 @@ class Backing:
 
     def chunk(self, unit: int) -> int:
         """The chunk that these 4 KiB say they are of."""
-        return chunk_of(os.pread(self.descriptor, 16, self.places[unit]))
+        return chunk_of(os.pread(self.descriptor, 32, self.places[unit]))
 
 
 def flip(disk: Backing, before: List[bytes]) -> Change:
@@ -129,22 +130,17 @@ def change_when_written(disk: Backing, spoil: Callable[[Backing, List[bytes]], C
     raise AssertionError("no change was seen")
 
 
-@pytest.mark.parametrize("io", ["direct", "buffered"])
-@pytest.mark.parametrize("spoil", [flip, swap, restore])
-def test_data_changed_under_the_file_system_is_found(
-    start_agent: Callable[..., AgentProcess],
-    mount: Callable[..., Path],
-    memory: Path,
-    io: str,
-    spoil: Callable[[Backing, List[bytes]], Change],
-) -> None:
-    """DATA_CORRUPTION with file, byte, block, what was written, what is read and what it is; then it cleans up."""
-    image = memory / "image"
-    disk = mount("disk", "-o", "loop", ext4_image(image, 100_000_000, "-b", "4096"))
-    agent = start_agent(
+def arguments(disk: Path, *more: str) -> List[str]:
+    return [
         *("alecto", "--chunk-mb", "20", "--seconds", "30", "--directory", str(disk), "--free-floor-mb", "0"),
-        *("--keep", "1", "--verify", "readback", "--io", io, "--json"),
-    )
+        *("--keep", "1", "--verify", "readback", "--json", *more),
+    ]
+
+
+def run_on_changed_disk(
+    agent: AgentProcess, image: Path, disk: Path, spoil: Callable[[Backing, List[bytes]], Change]
+) -> Change:
+    """What was done to the disk that ended the agent."""
     agent.wait_for("rollover 1:")
     backing = Backing(image, disk / "fury-alecto" / "chunk-0.dat")
     try:
@@ -152,6 +148,22 @@ def test_data_changed_under_the_file_system_is_found(
     finally:
         os.close(backing.descriptor)
     agent.finish()
+    return done
+
+
+@pytest.mark.parametrize("io", ["direct", "buffered"])
+@pytest.mark.parametrize("spoil", [flip, swap, restore])
+def test_data_changed_under_the_file_system_is_found(
+    memory: Path,
+    mount: Callable[..., Path],
+    start_agent: Callable[..., AgentProcess],
+    io: str,
+    spoil: Callable[[Backing, List[bytes]], Change],
+) -> None:
+    """DATA_CORRUPTION with file, byte, block, what was written, what is read and what it is; then it cleans up."""
+    disk = mount("disk", "-o", "loop", ext4_image(memory / "image", 100_000_000, "-b", "4096"))
+    agent = start_agent(*arguments(disk, "--io", io))
+    done = run_on_changed_disk(agent, memory / "image", disk, spoil)
     assert agent.code == 5, agent.out + agent.err
     assert agent.lines[-2] == (
         f"DATA_CORRUPTION: alecto: chunk {done.chunk} in {disk}/fury-alecto/chunk-0.dat is not what was written: "
@@ -165,3 +177,19 @@ def test_data_changed_under_the_file_system_is_found(
     assert agent.summary["read_bytes"] == done.chunk * CHUNK + done.offset // BLOCK * BLOCK
     assert not re.search("all as written|Traceback", agent.out + agent.err)
     assert [path.name for path in disk.iterdir()] == ["lost+found"]
+
+
+def test_the_collector_is_told_of_it(
+    memory: Path, mount: Callable[..., Path], start_agent: Callable[..., AgentProcess], peer: Peer
+) -> None:
+    """An error event with the file and the sentence, no call that failed, and the verdict in the final."""
+    disk = mount("disk", "-o", "loop", ext4_image(memory / "image", 100_000_000, "-b", "4096"))
+    agent = start_agent(*arguments(disk, "--collector-url", peer.url))
+    done = run_on_changed_disk(agent, memory / "image", disk, flip)
+    assert agent.code == 5, agent.out + agent.err
+    (error,) = [event for event in peer.stored.values() if event["kind"] == "error"]
+    (final,) = [event for event in peer.stored.values() if event["kind"] == "final"]
+    assert (error["operation"], error["errno"]) == ("compare", None)
+    assert error["path"] == f"{disk}/fury-alecto/chunk-0.dat"
+    assert f"{done.expected.hex()} was written and {done.found.hex()} is read back" in error["message"]
+    assert (final["verdict"], final["reason"], final["errors"]) == ("DATA_CORRUPTION", error["message"], 1)

@@ -99,8 +99,8 @@ def test_a_sentence_for_each_thing_that_bites(found: Dict[str, Any], facts: Dict
 
 
 @needs_file_systems
-def test_bytes_are_those_the_kernel_counts(start_agent: Run, mount: Callable[..., Path], memory: Path) -> None:
-    """Within 2 % of the process' and the device's, written buffered, direct, sync and into new files, each on a disk of its own."""
+def test_bytes_are_those_the_kernel_counts(memory: Path, mount: Callable[..., Path], start_agent: Run) -> None:
+    """Within 2 % of the process' and the device's, each on its own disk."""
     ways = {"buffered": (), "direct": ("--io", "direct"), "sync": ("--io", "sync"), "new": ("--files", "new")}
     agents = {}
     for way, options in ways.items():
@@ -129,7 +129,7 @@ def test_bytes_are_those_the_kernel_counts(start_agent: Run, mount: Callable[...
 
 @needs_file_systems
 def test_what_others_write_to_the_device_is_told_apart(
-    start_agent: Run, mount: Callable[..., Path], memory: Path
+    memory: Path, mount: Callable[..., Path], start_agent: Run
 ) -> None:
     """Another file of 30 MB on the same disk: the device's count has it, the process' has not, and a note says so."""
     disk = mount("disk", "-o", "loop", ext4_image(memory / "image", 100_000_000, "-b", "4096"))
@@ -149,7 +149,7 @@ def test_what_others_write_to_the_device_is_told_apart(
 @needs_file_systems
 @pytest.mark.parametrize("file_system", ["ext4 with data=journal", "tmpfs"])
 def test_direct_io_that_is_none_is_refused(
-    run_agent: Run, mount: Callable[..., Path], memory: Path, file_system: str
+    memory: Path, mount: Callable[..., Path], run_agent: Run, file_system: str
 ) -> None:
     """Where O_DIRECT is refused, or taken and ignored, nothing is measured under its name; nothing is left."""
     if file_system == "tmpfs":
@@ -190,10 +190,14 @@ def test_what_is_not_to_be_found_out_is_null(tmp_path: Path) -> None:
 
 
 @needs_file_systems
-def test_an_agent_that_is_the_limit_says_so(run_agent: Run, mount: Callable[..., Path]) -> None:
-    """Blocks of 4 KiB into memory: the share of its own time is high, with 1 MiB it is lower; memory is no disk either."""
-    disk = mount("disk", "-t", "tmpfs", "-o", "size=60m", "tmpfs")
-    small, large = (run_agent(*arguments(disk, "--block-kb", block)) for block in ("4", "1024"))
+@pytest.mark.parametrize("jobs", ["1", "4"])
+def test_an_agent_that_is_the_limit_says_so(mount: Callable[..., Path], run_agent: Run, jobs: str) -> None:
+    """Blocks of 4 KiB into memory: the share of its own time is high, with 1 MiB it is lower; memory is no disk either.
+
+    Jobs wait for one interpreter: that is no time of the disk's.
+    """
+    disk = mount("disk", "-t", "tmpfs", "-o", "size=100m", "tmpfs")
+    small, large = (run_agent(*arguments(disk, "--jobs", jobs, "--block-kb", block)) for block in ("4", "1024"))
     assert small.summary["honesty"]["generator_ratio"] > 0.3
     assert any(note.startswith("the agent was a limit itself: ") for note in small.summary["notes"])
     assert large.summary["honesty"]["generator_ratio"] < small.summary["honesty"]["generator_ratio"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -55,25 +56,25 @@ def arguments(name: str, directory: Path, *more: str) -> List[str]:
 def test_long_stalls_show_in_the_latency_and_as_unsteady_and_are_no_error(
     start_agent: Run, slow_disk: Callable[..., Path]
 ) -> None:
-    """A write a second that takes 0.5 s in the last third: p99.9, max and `steady` say so, and the verdict is PASS.
+    """Writes that take 1.2 s again and again in the last third: p99.9, max and `steady` say so, and the verdict is PASS.
 
     The same disk without stalls, at the same time and rate, is steady.
     """
     quiet = slow_disk("quiet")
-    stalling = slow_disk("stalling", "--slow-after", "7", "--every", "1", "--delay", "0.5")
+    stalling = slow_disk("stalling", "--slow-after", "7.3", "--every", "1.5", "--delay", "1.2")
     paced = ("--seconds", "10", "--rate-mb-s", "40")
     good, bad = (start_agent(*arguments(disk.name, disk, *paced)) for disk in (quiet, stalling))
     for agent in (good, bad):
         assert agent.finish().code == 0, agent.out + agent.err
     honesty = bad.summary["honesty"]
     assert bad.summary["verdict"] == "PASS"
-    assert bad.summary["write_latency_seconds"]["p999"] == pytest.approx(0.5, rel=0.1)
-    assert 0.5 <= bad.summary["write_latency_seconds"]["max"] < 0.7
+    assert bad.summary["write_latency_seconds"]["p999"] == pytest.approx(1.2, rel=0.1)
+    assert 1.2 <= bad.summary["write_latency_seconds"]["max"] < 1.5
     assert bad.summary["write_latency_seconds"]["p50"] < 0.05
     assert honesty["steady"] is False
     assert honesty["steady_spread_ratio"] > 0.2
-    assert honesty["steady_seconds"] == pytest.approx(10 / 3, abs=0.2)
-    assert any(note.startswith("not steady in the last 3 s: the rate went ") for note in bad.summary["notes"])
+    assert 3.2 < honesty["steady_seconds"] < 4.2  # a third of 10 s, or a bit more where a stall meets the end
+    assert any(re.match("not steady in the last [34] s: the rate went ", note) for note in bad.summary["notes"])
     assert good.summary["honesty"]["steady"] is True
     assert good.summary["write_latency_seconds"]["max"] < 0.5
     assert not any("steady" in note for note in good.summary["notes"])

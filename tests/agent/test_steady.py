@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fury_agent.steady import Series, Steadiness, steadiness
+from fury_agent.steady import FINEST_S, Series, Steadiness, steadiness
 
 SPANS = st.tuples(
     st.floats(min_value=-1e6, max_value=1e6),
@@ -67,16 +67,16 @@ def test_memory_is_bounded(spans: List[Tuple[float, float, int]]) -> None:
     series = filled(spans)
     assert len(series._bins) <= 4096
     reach_s = max(begin + length for begin, length, _ in spans) - min(begin for begin, _, _ in spans)
-    assert series.width_s == 1 or series.width_s <= reach_s / 1024
+    assert series.width_s == FINEST_S or series.width_s <= reach_s / 1024
 
 
 def test_bins_are_no_wider_than_they_must_be() -> None:
-    """One second up to 4096 of them, then twice as much at a time."""
+    """An eighth of a second up to 4096 of them, then twice as much at a time."""
     series = Series()
-    series.add(0, 4096, 4096)
-    assert series.width_s == 1
-    series.add(4096, 4096.5, 1)
-    assert series.width_s == 2
+    series.add(0, 512, 4096)
+    assert series.width_s == FINEST_S
+    series.add(512, 512.5, 1)
+    assert series.width_s == 2 * FINEST_S
     series.add(604_799, 604_800, 1)
     assert series.width_s == 256
 

@@ -32,7 +32,7 @@ class Run:
         self.starts: List[float] = []
         self.ends: List[float] = []
         self.ended = threading.Event()
-        ring = {
+        ring: Dict[str, Any] = {
             "chunk_bytes": CHUNK,
             "open_slot": lambda slot: os.open(directory / f"chunk-{slot}.dat", os.O_WRONLY | os.O_CREAT, 0o600),
             "open_back": lambda slot: os.open(directory / f"chunk-{slot}.dat", os.O_RDONLY),
@@ -41,7 +41,7 @@ class Run:
             "free_bytes": lambda slot: 10**12,
             "free_floor_bytes": 0,
         }
-        work = {"block_bytes": 3 * 4096, "identity": "r/alecto/0", "seed": "r/alecto/0"}
+        work: Dict[str, Any] = {"block_bytes": 3 * 4096, "identity": "r/alecto/0", "seed": "r/alecto/0"}
         for name, value in more.items():
             (work if name in _OF_WORK else ring)[name] = value
         self.on_rollover: Callable[[Rollover], None] = lambda rollover: None
@@ -80,9 +80,9 @@ def units(path: Path) -> List[bytes]:
 
 
 def stamp(unit: bytes) -> Tuple[int, int]:
-    """The chunk and the number in it that 4 KiB say they are."""
-    word = int.from_bytes(unit[8:16], sys.byteorder)
-    return word >> 32, word & 0xFFFFFFFF
+    """The chunk and the number in it that 4 KiB of a block of three say they are."""
+    place, block = (int.from_bytes(unit[at : at + 8], sys.byteorder) for at in (0, 8))
+    return block >> 32, (block & 0xFFFFFFFF) * 3 + (place & 0xFFFF)
 
 
 def test_every_byte_it_counts_is_durable_and_accounted_for(tmp_path: Path) -> None:
