@@ -6,14 +6,14 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 from sqlalchemy.exc import DBAPIError
 
-from fury_collector import __version__, ingest, junit, report, wire
+from fury_collector import __version__, compare, compare_page, ingest, junit, report, wire
 from fury_collector.db import Database
 from fury_collector.errors import BadInput, CollectorError, Damaged, Precondition
 
@@ -95,11 +95,25 @@ def runs(database: Path) -> None:
 
 @cli.command(name="report")
 @click.argument("run_id", metavar="RUN")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the report as one offline page with curves.",
+)
 @_DATABASE
-def report_(run_id: str, database: Path) -> None:
+def report_(run_id: str, html_file: Path | None, database: Path) -> None:
     """Print the general statistics of RUN (a run id or `latest`) as a table."""
     with _opened(database) as store:
-        told = report.table(_result(store, run_id))
+        if html_file is None:
+            result = _result(store, run_id)
+        else:
+            result, page = _report(store, run_id)
+            try:
+                html_file.write_text(page(), encoding="utf-8")
+            except OSError as error:
+                raise Precondition(f"cannot write {html_file}: {error.strerror}; name another file") from None
+        told = report.table(result)
     _print(told)
 
 
@@ -109,7 +123,7 @@ def report_(run_id: str, database: Path) -> None:
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="The directory for summary.json, rollovers.csv and samples.csv; made if it is not there.",
+    help="The directory for summary.json, report.html and the other files; made if it is not there.",
 )
 @_DATABASE
 @click.option(
@@ -119,13 +133,13 @@ def report_(run_id: str, database: Path) -> None:
     help="What the controller saw of each agent's host as JSON; recorded first.",
 )
 def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -> None:
-    """Write summary.json, rollovers.csv and samples.csv of RUN (a run id or `latest`), and print its statistics."""
+    """Write summary.json, report.html and the CSV files of RUN (a run id or `latest`), and print its statistics."""
     hosts = wire.hosts(_read_json(hosts_file, "hosts")) if hosts_file is not None else None
     with _opened(database, read_only=hosts is None) as store:
         run = store.read_run(run_id)
         if hosts is not None:
             store.record_hosts(run.id, hosts)
-        result = _result(store, run.run_id)
+        result, page = _report(store, run.run_id)
         try:
             output.mkdir(parents=True, exist_ok=True)
             with _new(output / "rollovers.csv") as file:
@@ -137,10 +151,70 @@ def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -
                 file.write("\n")
             with _new(output / "junit.xml") as file:
                 file.write(junit.junit(result))
+            with _new(output / "report.html") as file:
+                file.write(page())  # last: whatever is wrong with it, the figures are there
         except OSError as error:
             raise Precondition(f"cannot write to {output}: {error.strerror}; name another directory") from None
         told = report.table(result)
     _print(told)
+
+
+@cli.command(name="compare")
+@click.argument("runs", metavar="RUN_A RUN_B [RUN_C...]", nargs=-1)
+@click.option(
+    "--group",
+    "groups",
+    metavar="NAME=RUN,RUN,...",
+    multiple=True,
+    help="Several runs of one setting, to be compared as one under this name; may be repeated.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0.1, 99),
+    default=compare.MARGIN,
+    show_default=True,
+    help="The smallest difference of a rate that matters, percent.",
+)
+@click.option(
+    "--latency-margin",
+    type=click.FloatRange(0.1, 99),
+    default=compare.LATENCY_MARGIN,
+    show_default=True,
+    help="The smallest difference of a duration that matters, percent.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the comparison as one offline page with curves.",
+)
+@_DATABASE
+def compare_(
+    runs: tuple[str, ...],
+    groups: tuple[str, ...],
+    margin: float,
+    latency_margin: float,
+    as_json: bool,
+    html_file: Path | None,
+    database: Path,
+) -> None:
+    """Compare runs with the first one: what is not the same in them, then each figure with its difference.
+
+    Each is a results directory, a database with one run in it, or the id of a run in --database.
+    """
+    named = [("", [run]) for run in runs] + [_group(one) for one in groups]
+    observed = [(name, [_observed(run, database) for run in members]) for name, members in named]
+    sides = [(name or seen[0].run_id, seen) for name, seen in observed]
+    comparison = compare.compare(sides, margin=margin, latency_margin=latency_margin)
+    if html_file is not None:
+        try:
+            html_file.write_text(compare_page.page(comparison), encoding="utf-8")
+        except OSError as error:
+            raise Precondition(f"cannot write {html_file}: {error.strerror}; name another file") from None
+    _print(
+        json.dumps(compare.document(comparison), indent=2, ensure_ascii=False) if as_json else compare.table(comparison)
+    )
 
 
 @cli.command(name="ingest")
@@ -224,6 +298,59 @@ def _opened(path: Path, *, read_only: bool = True) -> Iterator[Database]:
 def _result(store: Database, run_id: str) -> report.Result:
     run = store.read_run(run_id)
     return report.judge(run, store.samples(run.id))
+
+
+def _report(store: Database, run_id: str) -> tuple[report.Result, Callable[[], str]]:
+    """A run judged, and what makes the page of its report; rollovers and samples stream through, none of them is held."""
+    from fury_collector import report_page  # templates are not needed by the other commands
+    from fury_collector.curves import Curves
+
+    run = store.read_run(run_id)
+    curves = Curves(run)
+    result = report.judge(run, curves.watching(store.samples(run.id)))
+
+    def page() -> str:
+        for agent, epoch, rollovers in store.rollover_times(run.id):
+            curves.add_rollovers(agent, epoch, rollovers)
+        error_count, errors = store.errors(run.id, most=report_page.SHOWN_FAULTS)
+        warning_count, warnings = store.warnings(run.id, most=report_page.SHOWN_FAULTS)
+        faults = report_page.Faults(errors, error_count, warnings, warning_count)
+        return report_page.report(run, result, curves, faults)
+
+    return result, page
+
+
+def _observed(named: str, database: Path) -> compare.Observed:
+    """A run for a comparison: of a results directory, of a database with one run, or of --database by its id."""
+    path = Path(named)
+    if path.is_dir():
+        path = path / "fury.db"
+        if not path.exists():
+            raise BadInput(f"{named} has no fury.db: name a directory that a run has left, results/<run_id>")
+    elif not path.exists() and not database.exists():
+        raise BadInput(
+            f"{named} is no directory and no file, and there is no {database} that could have a run of that id: "
+            "name results/<run_id>, or the database with --database"
+        )
+    stored = path.exists()
+    with _opened(path if stored else database) as store:
+        run_id = "latest" if stored else named
+        known = [line.run_id for line in store.list_runs()] if stored else []
+        if len(known) > 1:
+            run_id = Path(named).resolve().name
+            if run_id not in known:
+                raise BadInput(f"{path} has {len(known)} runs: name each by its id, with --database {path}")
+        run = store.read_run(run_id)
+        result = report.judge(run, store.samples(run.id))
+        return compare.observe(run, result, store.rollovers(run.id), store.samples(run.id))
+
+
+def _group(argument: str) -> tuple[str, list[str]]:
+    name, separator, runs = argument.partition("=")
+    members = [run for run in runs.split(",") if run]
+    if not separator or not name or not members:
+        raise BadInput(f"{argument} does not say which runs it is: write it as NAME=RUN,RUN,...")
+    return name, members
 
 
 def _read_json(path: Path, what: str) -> Any:

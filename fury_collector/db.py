@@ -594,6 +594,53 @@ class Database:
                 row[name] = json.loads(row[name])
             yield row
 
+    def rollover_times(self, run_ref: int) -> Iterator[tuple[str, str, Iterator[tuple[Any, ...]]]]:
+        """Agent, epoch and the rollovers of each process: t_mono_ns, bytes, ramp_bytes, seconds, read_seconds in their order.
+
+        The rows are to be read before the next process is asked for: ten million of them are never held.
+        """
+        columns = (rollovers.c[name] for name in ("t_mono_ns", "bytes", "ramp_bytes", "seconds", "read_seconds"))
+        query = sa.select(*columns).where(rollovers.c.epoch_id == sa.bindparam("epoch")).order_by(rollovers.c.seq)
+        mine = (
+            sa.select(agents.c.name, epochs.c.epoch, epochs.c.id)
+            .join(epochs, epochs.c.agent_ref == agents.c.id)
+            .where(agents.c.run_ref == run_ref, epochs.c.stored > 0)
+            .order_by(agents.c.id, epochs.c.id)
+        )
+        with self._reading() as connection:
+            for name, epoch, number in connection.execute(mine).all():
+                streamed = connection.execution_options(yield_per=5000).execute(query, {"epoch": number})
+                yield name, epoch, (tuple(row) for row in streamed)
+
+    def errors(self, run_ref: int, *, most: int) -> tuple[int, list[Row]]:
+        """How many errors the agents of a run reported, and the first of them, each with agent, epoch and time."""
+        mine = (
+            sa.select(agents.c.name.label("agent"), epochs.c.epoch, events.c.t_mono_ns, events.c.t_wall, events.c.body)
+            .select_from(
+                agents.join(epochs, epochs.c.agent_ref == agents.c.id).join(events, events.c.epoch_id == epochs.c.id)
+            )
+            .where(agents.c.run_ref == run_ref, events.c.kind == "error")
+        )
+        with self._reading() as connection:
+            number = connection.execute(sa.select(sa.func.count()).select_from(mine.subquery())).scalar_one()
+            found = connection.execute(mine.order_by(events.c.t_wall).limit(most)).mappings()
+            return number, [
+                {key: value for key, value in row.items() if key != "body"} | json.loads(row["body"]) for row in found
+            ]
+
+    def warnings(self, run_ref: int, *, most: int) -> tuple[int, list[Message]]:
+        """How many of a run's messages are warnings or errors, and the first of them."""
+        where = sa.and_(messages.c.run_ref == run_ref, messages.c.level != "info")
+        with self._reading() as connection:
+            number = connection.execute(sa.select(sa.func.count()).select_from(messages).where(where)).scalar_one()
+            found = connection.execute(
+                sa.select(messages.c.n, messages.c.t_wall, messages.c.level, messages.c.text)
+                .where(where)
+                .order_by(messages.c.n)
+                .limit(most)
+            )
+            return number, [Message(*row) for row in found]
+
     def _rows(self, table: sa.Table, run_ref: int) -> Iterator[Row]:
         query = (
             sa.select(agents.c.name.label("agent"), agents.c.host, epochs.c.epoch, table)

@@ -50,7 +50,8 @@ class Change:
             expected=expected[at : at + 16],
             found=found[at : at + 16],
             differing=len(places),
-            origin=f"the 4 KiB number {word(found, 0) & 0xFFFF} of block {word(found, 1) & 0xFFFFFFFF} of chunk {chunk_of(found)}",
+            origin=f"the 4 KiB number {word(found, 0) & 0xFFFF} of block {word(found, 1) & 0xFFFFFFFF} "
+            f"of chunk {chunk_of(found)}",
         )
 
 

@@ -77,7 +77,9 @@ def test_random_bytes_come_again_only_after_2_mib(block_bytes: int) -> None:
 )
 def test_the_same_seed_never_writes_the_same_elsewhere(identity: str, job: int) -> None:
     """Another epoch, agent, run or job with the same random data still writes other 4 KiB."""
-    assert not pieces(data(seed="7"), range(1)) & pieces(data(seed="7", identity=identity, job=job, jobs=2), range(job, job + 1))
+    assert not pieces(data(seed="7"), range(1)) & pieces(
+        data(seed="7", identity=identity, job=job, jobs=2), range(job, job + 1)
+    )
 
 
 def test_the_same_seed_gives_the_same_random_data() -> None:

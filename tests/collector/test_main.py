@@ -69,7 +69,13 @@ def test_a_run_is_listed_reported_and_exported(database: Path, tmp_path: Path) -
     out = tmp_path / "deep" / "out"
     exported = fury("export", RUN, "--output", out, "--database", database)
     assert exported.returncode == 0
-    assert sorted(path.name for path in out.iterdir()) == ["junit.xml", "rollovers.csv", "samples.csv", "summary.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "junit.xml",
+        "report.html",
+        "rollovers.csv",
+        "samples.csv",
+        "summary.json",
+    ]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["fleet"]["written_bytes"] == 2 * 3 * CHUNK
     assert len((out / "rollovers.csv").read_text().splitlines()) == 1 + 6

@@ -333,7 +333,9 @@ def test_what_was_read_back_is_told_for_the_fleet() -> None:
     quick = epoch(final={"read_bytes": 51_000_000_000, "read_histogram": histogram(*[0.001] * 98)})
     slow = epoch(final={"read_bytes": 300_000_000, "read_histogram": histogram(0.1, 0.25)})
     result = judged(agent("alecto", quick), agent("megaera", slow))
-    told = "read back: 51.3 GB at 114508.9 MB/s a job, p50 1.00 ms, p99 99.2 ms, max 250 ms"  # 51.3 GB in 0.098 + 0.35 s
+    told = (
+        "read back: 51.3 GB at 114508.9 MB/s a job, p50 1.00 ms, p99 99.2 ms, max 250 ms"  # 51.3 GB in 0.098 + 0.35 s
+    )
     assert report.table(result).splitlines()[-3] == told
     summary = report.summary(result)
     assert summary["fleet"]["read_bytes"] == 51_300_000_000
