@@ -22,8 +22,8 @@ place), lstats each file, and opens and fsyncs the other one at its end. Each ha
 from. Fury's start, calibration, metrics server, samples and result, and fio's start are in the CPU figures; what a start costs
 is a row of its own. Making fio's files is not in fio's CPU, removing them is.
 
-Data: Fury's is always unique in every 4 KiB, from a pool of 2 MiB. fio as it is fills its buffer of one block once and then alters
-a few bytes in each 512 (scramble_buffers); with --refill_buffers it makes new data for each write.
+Data: Fury's is always unique in every 4 KiB, from a pool of 2 MiB. fio as it is fills its buffer of one block once and then
+alters a few bytes in each 512 (scramble_buffers); with --refill_buffers it makes new data for each write.
 
 Throughput is bytes made durable / seconds from the first write until the last fsync has returned: Fury's `written_bytes` and
 `seconds`, fio's io_bytes and runtime of the group. CPU seconds are user and system of the process and all its children; the GB
