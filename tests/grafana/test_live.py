@@ -162,6 +162,7 @@ class Lab:
             "name": name,
             "run_id": RUN_ID,
             "chunk_mb": 4,
+            "verify": "readback",
             "seconds": SECONDS,
             "directory": str(self.directory / f"disk-{name}"),
             "state_directory": str(self.directory / f"state-{name}"),
