@@ -53,7 +53,7 @@ def run(lab: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stress]
     suites = ("bookworm", "trixie", "bullseye", "bookworm", "trixie", "bookworm", "trixie")
     names = (*HEALED, "pulled", "slow")
     with Fleet([HostSpec(name, suite) for name, suite in zip(names, suites, strict=True)]) as fleet:
-        stress = Stress(fleet, tmp_path_factory.mktemp("network"), {"seconds": SECONDS, "chunk_mb": 4})
+        stress = Stress(fleet, tmp_path_factory.mktemp("network"), {"seconds": SECONDS, "chunk_mb": 4, "rate_mb_s": 40})
         stress.start()
         try:
             stress.await_output(r"^started: ")
