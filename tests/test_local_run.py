@@ -242,6 +242,6 @@ def test_a_duration_too_short_for_two_rollovers_is_refused_with_what_would_do(he
     assert done.returncode != 0
     last = done.stdout.splitlines()[-1]
     assert last.startswith("PRECONDITION: "), done.stdout
-    assert re.search(r"\d+ MB/s", last), last
+    assert re.search(r"\d+ [MG]B/s", last), last
     assert "chunk" in last
     assert here.left() == []
