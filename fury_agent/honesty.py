@@ -131,7 +131,7 @@ class Watch:
 
 
 def notes(honesty: Honesty, facts: Mapping[str, Any]) -> List[str]:
-    """What bites: a sentence for each thing that a reader of the figures has to know, without figures that differ by host."""
+    """What bites: a sentence for each thing that a reader of the figures has to know. facts: those of `machine.facts`."""
     told = []
     system = facts.get("file_system")
     if system in ("tmpfs", "ramfs"):
