@@ -72,11 +72,12 @@ class Work:
 
 
 class Wanted(NamedTuple):
-    """What to read back from the journal: this epoch's events after this number, at most so many."""
+    """What to read back from the journal: this epoch's events after this number but of one kind, at most so many."""
 
     epoch: str
     after: int
     events: int
+    but: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,6 @@ class Events:
         self._queue: Dict[Key, Event] = {}
         self._queue_size = 0
         self._beat: Optional[Event] = None
-        self._beat_taken: Optional[Event] = None
         self._spilled: Dict[str, int] = {}  # by epoch, predecessors first
         self._read_to: Dict[str, int] = {}
         self._spilled_total = 0
@@ -211,19 +211,19 @@ class Events:
             return seq
 
     def _add(self, event: Event) -> None:
+        key = (event.epoch, event.seq)
+        if self._journalled:  # heartbeats too: whoever reads the journal after kill -9 must not find a number missing
+            self._unsaved[key] = event
+            self._work.set()
         if event.kind == "heartbeat":
             self._beat = event  # goes out with the next batch, whatever waits: it says that this agent lives
             return
-        key = (event.epoch, event.seq)
         if self._spilled_total or self._queue or not self._window_has_room():
             self._queue[key] = event
             self._queue_size += len(event.body)
         else:
             self._into_window(key, event)
         self._pending_size += len(event.body)
-        if self._journalled:
-            self._unsaved[key] = event
-            self._work.set()
         self._check_bounds()
 
     def _check_bounds(self) -> None:
@@ -284,9 +284,7 @@ class Events:
                 self._tally(event.epoch).stored += 1
                 if self._log is not None:
                     self._log(event.epoch, event.seq, "stored")
-                if not self._journalled or (event.kind == "heartbeat" and event is not self._beat_taken):
-                    continue
-                if self._unsaved.pop(key, None) is None:
+                if self._journalled and self._unsaved.pop(key, None) is None:
                     self._deletions.append(key)
             self._fill_window()
             self._work.set()
@@ -299,7 +297,7 @@ class Events:
                 if event is None:
                     continue
                 self._tally(event.epoch).set_aside += 1
-                if event.kind == "heartbeat" or not self._journalled:
+                if not self._journalled:
                     continue
                 self._unsaved.pop(key, None)
                 self._refused_size += len(event.body)
@@ -331,6 +329,8 @@ class Events:
                     self._spilled[epoch] = one.events
                     self._spilled_total += one.events
                     self._pending_size += one.size
+            if self._beat is not None:
+                self._unsaved[self._beat.epoch, self._beat.seq] = self._beat
             for events in (self._window, self._queue):
                 self._unsaved.update(events)
             self._work.set()
@@ -358,14 +358,9 @@ class Events:
         """Ends `wait_for_work`."""
         self._work.set()
 
-    def take(self, *, last: bool = False) -> Work:
-        """What the journal has to do next; it says `saved` or `not_saved` afterwards.
-
-        The `last` time a waiting heartbeat is part of it, so that no number is missing in what is fetched.
-        """
+    def take(self) -> Work:
+        """What the journal has to do next; it says `saved` or `not_saved` afterwards."""
         with self._lock:
-            if last and self._beat is not None and self._beat is not self._beat_taken:
-                self._unsaved[self._beat.epoch, self._beat.seq] = self._beat_taken = self._beat
             keys = list(itertools.islice(self._unsaved, _TAKEN_EVENTS))
             self._saving = {key: self._unsaved.pop(key) for key in keys}
             self._taken = Work(list(self._saving.values()), self._deletions, self._refusals)
@@ -408,7 +403,9 @@ class Events:
                 return None
             for epoch, count in self._spilled.items():
                 if count:
-                    return Wanted(epoch, self._read_to.get(epoch, -1), min(count, MAX_BATCH_EVENTS))
+                    # This epoch's waiting heartbeat is still in memory; a predecessor's is an event like any other.
+                    but = "heartbeat" if epoch == self.epoch else ""
+                    return Wanted(epoch, self._read_to.get(epoch, -1), min(count, MAX_BATCH_EVENTS), but)
             return None
 
     def refill(self, wanted: Wanted, events: List[Event], unreadable: int = 0) -> None:

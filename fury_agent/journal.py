@@ -179,17 +179,19 @@ class Journal:
             self._roll_back(connection)
             raise
 
-    def read(self, epoch: str, after: int, limit: int) -> Tuple[List[Row], int]:
+    def read(self, epoch: str, after: int, limit: int, *, but: str = "") -> Tuple[List[Row], int]:
         """The next events of an epoch to send, in order, and how many were met that are not what they should be.
 
-        Those are marked as refused: they will not be met again, and whoever fetches the journal sees them.
+        Those of the kind `but` are passed over. The wrong ones are marked as refused: they will not be met again, and
+        whoever fetches the journal sees them.
         """
         connection = self._open_connection()
         rows: List[Row] = []
         wrong: List[int] = []
         for seq, kind, body in connection.execute(
-            "SELECT seq, kind, body FROM events WHERE epoch = ? AND seq > ? AND refused IS NULL ORDER BY seq LIMIT ?",
-            (epoch, after, limit),
+            "SELECT seq, kind, body FROM events WHERE epoch = ? AND seq > ? AND refused IS NULL AND kind IS NOT ? "
+            "ORDER BY seq LIMIT ?",
+            (epoch, after, but, limit),
         ).fetchall():
             if _is_event(seq, kind, body):
                 rows.append(Row(epoch, seq, kind, body))
@@ -260,7 +262,7 @@ class Source(Protocol):
     def wake(self) -> None:
         """Ends that."""
 
-    def take(self, *, last: bool = False) -> Any:
+    def take(self) -> Any:
         """What to add, delete and refuse next."""
 
     def saved(self) -> None:
@@ -270,7 +272,7 @@ class Source(Protocol):
         """That could not be done."""
 
     def wanted(self) -> Any:
-        """What to read back: epoch, after, events; None for nothing."""
+        """What to read back: epoch, after, events, but; None for nothing."""
 
     def refill(self, wanted: Any, events: List[Any], unreadable: int = 0) -> None:
         """What was read back."""
@@ -355,13 +357,13 @@ class Keeper:
 
     def step(self, *, last: bool = False) -> int:
         """One commit and, where there is room, one reading. How much was moved; raises sqlite3.Error."""
-        work = self._source.take(last=last)
+        work = self._source.take()
         if work:
             self._journal.apply(work.add, work.delete, work.refuse)
         self._source.saved()
         wanted = None if last else self._source.wanted()
         if wanted is not None:
-            rows, wrong = self._journal.read(wanted.epoch, wanted.after, wanted.events)
+            rows, wrong = self._journal.read(wanted.epoch, wanted.after, wanted.events, but=wanted.but)
             self._source.refill(wanted, [self._make_event(*row) for row in rows], wrong)
         return len(work.add) + len(work.delete) + len(work.refuse) + (0 if wanted is None else wanted.events)
 

@@ -95,10 +95,13 @@ class CallbackModule(DefaultCallback):
         locals()[_name] = _quiet(_name)
 
     _in_preflight = False
+    _in_gathering = False
     _failed_early = False
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         self._in_preflight = play.get_name() == "Look at the hosts"
+        self._in_gathering = play.get_name() == "Gather"
+        self._asked_again: set[str] = set()
         if self._display.verbosity:
             super().v2_playbook_on_play_start(play)
 
@@ -177,10 +180,13 @@ class CallbackModule(DefaultCallback):
         if self._display.verbosity:
             super().v2_runner_on_unreachable(result)
             return
+        name = result.host.get_name()
         if result.task.ignore_unreachable:  # the play goes on without this host and tells of it itself
+            if self._in_gathering and name not in self._asked_again:
+                self._asked_again.add(name)
+                self._display.display(f"{name} could not be reached to fetch its results; it is asked once more")
             return
         self._failed_early |= self._in_preflight
-        name = result.host.get_name()
         target = result.host.vars.get("ansible_host", name)
         self._display.display(
             f"error: {name} is unreachable: {str(result.result.get('msg', '')).strip()}; "

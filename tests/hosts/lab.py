@@ -343,8 +343,15 @@ class Host:
         _sh(["ip", "-n", self._fleet.netns, "link", "set", self.port, "down"])
 
     def link_up(self) -> None:
-        """Plug the host's network cable in again."""
+        """Plug the host's network cable in again; returns once it answers, if it runs.
+
+        The kernel takes its time to see a carrier on a busy machine, and to forget that nobody was there.
+        """
         _sh(["ip", "-n", self._fleet.netns, "link", "set", self.port, "up"])
+        if self.running:
+            probe = [sys.executable, "-ISc", _AWAIT_SSHD, self.address, "20"]
+            if subprocess.run(self._fleet.controller_argv(probe), check=False).returncode != 0:
+                raise LabError(f"{self.name} does not answer 20 s after its cable was plugged in")
 
     def console(self) -> str:
         """What the host has printed on its console so far."""
