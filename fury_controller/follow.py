@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-POLL_S = 0.5
+POLL_S = 0.25
 PLAIN_LINE_EVERY_S = 10.0  # without a terminal a progress line is a line of its own: fewer of them
 PATIENCE_S = 15.0  # how long the collector may be silent before it is said
 STOPPING_S = 30.0  # how long a stopped run may take to deliver what it has

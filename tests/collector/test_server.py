@@ -46,7 +46,7 @@ def test_a_run_from_ready_to_the_last_receipt(serve: Serve, tmp_path: Path) -> N
     told = collector.output.read_text()
     for sentence in (
         "alecto is ready on host1",
-        "3 of 3 agents ready: common start in 1.5 s",
+        "3 of 3 agents ready: common start in 0.8 s",
         "alecto started writing 20 MB chunks on host1",
         "9 rollovers in the last",
         "megaera stopped after 60.0 s: 0.06 GB, 3 rollovers, PASS",

@@ -119,7 +119,7 @@ def test_a_run_is_told_from_its_start_to_its_end(peer: Callable[..., Peer]) -> N
 
 def test_a_collector_that_is_away_for_a_while_does_not_end_the_run(peer: Callable[..., Peer]) -> None:
     """It is said after 15 s, and that it is back; then the run goes on as if nothing had been."""
-    outcome, said = following(peer(state("running"), *[None] * 40, state("running"), state("finished")))
+    outcome, said = following(peer(state("running"), *[None] * 80, state("running"), state("finished")))
     assert outcome.state == "finished"
     assert any("has not answered for" in line and "the agents go on" in line for line in said)
     assert any("answers again" in line for line in said)
