@@ -9,7 +9,7 @@ from typing import Any, Optional, TypeVar
 from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from fury_collector import wire
+from fury_collector import live, wire
 from fury_collector.db import Database
 from fury_collector.errors import BadInput, CollectorError, Conflict, NotJson, Unavailable, Unknown
 from fury_collector.metrics import Metrics
@@ -134,11 +134,8 @@ def register(app: Flask, *, run: Run, recorder: Recorder, database: Database, me
     def healthz() -> Response:
         return _json({"status": "ok"})
 
-    @api.get("/")
-    def root() -> Response:
-        return _json({"run_id": run.run_id, "state": run.state, "run": f"/api/v1/runs/{run.run_id}"})
-
     app.register_blueprint(api)
+    app.register_blueprint(live.blueprint(run))
     _register_errors(app)
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Optional
 
 from fury_collector.errors import Conflict, Unavailable, Unknown
+from fury_collector.histogram import Histogram
 from fury_collector.rows import (
     AgentRows,
     Armed,
@@ -25,7 +27,7 @@ from fury_collector.rows import (
     called_off,
     start_skew_s,
 )
-from fury_collector.wire import Event, Ready
+from fury_collector.wire import HEALTHS, Event, Payload, Ready
 
 LATE_S, SUSPECT_S, LOST_S = 10.0, 20.0, 40.0
 # Agents ask twice a second, and three times for a good clock offset; a large fleet takes its time to be answered.
@@ -38,11 +40,81 @@ STANDSTILL_S = 5.0
 ALARM_EVERY_S = 10.0
 SHOWN_MESSAGES = 200
 SHOWN_ERRORS = 20
+CURVE_STEP_S = 2.0
+CURVE_POINTS = 600
 SILENT = ("late", "suspect", "lost")
 STATES = ("arming", "starting", "running", "draining", "finished", "aborted")
-HEALTHS = ("waiting", "green", "late", "suspect", "lost", "finished")
 
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One agent's newest figures for people; None is what is not known (yet)."""
+
+    name: str
+    host: str
+    health: str
+    phase: Optional[str]
+    verdict: Optional[str]
+    bytes_per_second: Optional[float]
+    mean_bytes_per_second: Optional[float]
+    written_bytes: int
+    rollovers: int
+    write_p99_s: Optional[float]
+    agent_cpu_ratio: Optional[float]
+    host_cpu_ratio: Optional[float]
+    agent_rss_bytes: Optional[int]
+    host_memory_ratio: Optional[float]
+    disk_free_bytes: Optional[int]
+    silent_s: Optional[float]
+
+
+class _Curve:
+    """The fleet's rate over the run in at most CURVE_POINTS steps, which double when they no longer fit."""
+
+    def __init__(self) -> None:
+        self.step_s = CURVE_STEP_S
+        self._bins: list[tuple[float, int]] = []  # sum and number of what was seen in each step
+        self._seen = -1
+
+    def wants(self, elapsed: float) -> bool:
+        """Whether a value is due: one in CURVE_STEP_S, however long the steps are by now."""
+        return int(elapsed // CURVE_STEP_S) > self._seen
+
+    def add(self, elapsed: float, value: float) -> None:
+        self._seen = int(elapsed // CURVE_STEP_S)
+        while elapsed // self.step_s >= CURVE_POINTS:
+            odd = [*self._bins[1::2], (0.0, 0)]
+            self._bins = [(a + c, b + d) for (a, b), (c, d) in zip(self._bins[::2], odd)]
+            self.step_s *= 2
+        index = int(elapsed // self.step_s)
+        self._bins += [(0.0, 0)] * (index + 1 - len(self._bins))
+        total, number = self._bins[index]
+        self._bins[index] = (total + value, number + 1)
+
+    @property
+    def values(self) -> list[Optional[float]]:
+        """The mean of each step, None where nobody looked: before this collector took the run up, or at a standstill."""
+        return [total / number if number else None for total, number in self._bins]
+
+
+class _Sample:
+    """An agent's newest sample; its percentile is only looked for when somebody looks at it."""
+
+    def __init__(self, t_mono_ns: int, payload: Payload) -> None:
+        self.t_mono_ns, self.payload = t_mono_ns, payload
+
+    @cached_property
+    def write_p99_s(self) -> Optional[float]:
+        histogram = Histogram()
+        histogram.add(self.payload["write_histogram"])
+        return histogram.quantile(0.99)
+
+    @property
+    def host_memory_ratio(self) -> Optional[float]:
+        used, total = self.payload["host_memory_used_bytes"], self.payload["host_memory_total_bytes"]
+        return used / total if used is not None and total else None
 
 
 @dataclass
@@ -89,6 +161,9 @@ class _Agent:
     epochs: dict[str, _Epoch] = field(default_factory=dict)
     start: Optional[tuple[float, float]] = None  # instant on this clock and round trip of the estimate
     rolled: Optional[tuple[int, int]] = None  # the newest rollover and the durable bytes then
+    rolled_p99_s: Optional[float] = None
+    began_ns: Optional[int] = None  # the first write of the current process, by its own clock
+    sample: Optional[_Sample] = None
     points: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=4))
     errors_shown: int = 0
     alarmed: float = float("-inf")
@@ -140,6 +215,41 @@ class _Agent:
             t_last, last = self.rolled
         return max(0.0, (last - first) / ((t_last - t_first) / 1e9)) if t_last > t_first else 0.0
 
+    @property
+    def mean_rate(self) -> Optional[float]:
+        """Bytes per second since the current process' first write, of a finished agent by its last word."""
+        if self.final is not None:
+            seconds = self.final["seconds"]
+            return self.final["written_bytes"] / seconds if seconds else None
+        known = [*self.points, *([self.rolled] if self.rolled is not None else [])]
+        if self.began_ns is None or not known:
+            return None
+        at, written = max(known)
+        return written / ((at - self.began_ns) / 1e9) if at > self.began_ns else None
+
+    def figures(self, now: float) -> Figures:
+        """What is known of it, for people."""
+        sample = self.sample.payload if self.sample is not None else dict[str, Any]()
+        p99 = self.sample.write_p99_s if self.sample is not None else None
+        return Figures(
+            name=self.name,
+            host=self.host,
+            health=self.health,
+            phase=self.phase,
+            verdict=self.final["verdict"] if self.final is not None else None,
+            bytes_per_second=self.rate if self.started else None,
+            mean_bytes_per_second=self.mean_rate,
+            written_bytes=self.written,
+            rollovers=self.rollovers,
+            write_p99_s=self.rolled_p99_s if p99 is None else p99,
+            agent_cpu_ratio=sample.get("agent_cpu_ratio"),
+            host_cpu_ratio=sample.get("host_cpu_ratio"),
+            agent_rss_bytes=sample.get("agent_rss_bytes"),
+            host_memory_ratio=self.sample.host_memory_ratio if self.sample is not None else None,
+            disk_free_bytes=sample.get("disk_free_bytes"),
+            silent_s=None if self.heard is None else max(0.0, now - self.heard),
+        )
+
 
 class Run:
     """The state machine of one run; see docs/protocol.md for the words it answers with."""
@@ -188,6 +298,7 @@ class Run:
         self._roll_sample = ""
         self._roll_told = now
         self._agents = {agent.name: _restored(agent, now) for agent in rows.agents}
+        self._curve = _Curve()
         self._skew_told = self.start_skew_s is not None
         if rows.next_message == 0:
             self._say(f"run {self.run_id} expects {_agents(len(self._agents))}: {_names(self._agents)}")
@@ -302,6 +413,11 @@ class Run:
         self._judge(now)
         self._progress()
         self._tell_rollovers(now)
+        elapsed = self._elapsed()
+        if self.state in ("running", "draining") and self._curve.wants(elapsed):
+            rate = sum(agent.rate for agent in self._agents.values())
+            if rate or self._curve.values:  # until the first word of anybody 0 would be a guess
+                self._curve.add(elapsed, rate)
 
     @property
     def over(self) -> bool:
@@ -359,8 +475,21 @@ class Run:
             if agent.ready is not None and agent.ready.metrics_port and agent.health != "finished"
         ]
 
-    def snapshot(self) -> dict[str, Any]:
-        """The run's state as GET /api/v1/runs/{run_id} gives it."""
+    def figures(self) -> list[Figures]:
+        """The newest figures of every agent, in the plan's order."""
+        now = self._clock()
+        return [agent.figures(now) for agent in self._agents.values()]
+
+    @property
+    def curve(self) -> tuple[float, list[Optional[float]]]:
+        """The fleet's rate from the common start on: seconds of a step, and the bytes per second of each (None: unknown).
+
+        It is kept in memory: a collector that took the run up again knows only what came after that.
+        """
+        return self._curve.step_s, self._curve.values
+
+    def overview(self) -> dict[str, Any]:
+        """The run's state without agents and messages, and so of the same size for every fleet but for `missing`."""
         agents = list(self._agents.values())
         return {
             "run_id": self.run_id,
@@ -379,6 +508,12 @@ class Run:
             "health": self.health(),
             "writing": sum(agent.phase == "writing" and agent.health != "finished" for agent in agents),
             "missing": self.missing(),
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """The run's state as GET /api/v1/runs/{run_id} gives it."""
+        return {
+            **self.overview(),
             "agents": [
                 {
                     "name": agent.name,
@@ -392,7 +527,7 @@ class Run:
                     "reason": agent.final["reason"] if agent.final else None,
                     "receipt": agent.receipt,
                 }
-                for agent in agents
+                for agent in self._agents.values()
             ],
             "messages": [vars(message) for message in self._messages],
         }
@@ -437,7 +572,7 @@ class Run:
         agent.epoch = epoch
         agent.epochs.setdefault(epoch, _Epoch())
         agent.points.clear()
-        agent.rolled = None
+        agent.rolled = agent.rolled_p99_s = agent.began_ns = agent.sample = None
 
     def _heard(self, agent: _Agent, epoch: str) -> None:
         now = self._clock()
@@ -471,6 +606,7 @@ class Run:
             one.ramp_bytes += payload["ramp_bytes"]
             if current:
                 agent.rolled = (event.t_mono_ns, one.durable_bytes + one.ramp_bytes)
+                agent.rolled_p99_s = payload["write_p99_s"]
             self._rolled[agent.name] = self._rolled.get(agent.name, 0) + 1
             if len(self._rolled) == 1 and self._rolled[agent.name] == 1:
                 size, seconds = payload["bytes"], payload["seconds"]
@@ -497,6 +633,8 @@ class Run:
             one.replaced = one.replaced or not current
             if current and one.final is None and agent.phase != "draining":
                 agent.phase = "writing"
+            if current:
+                agent.began_ns = event.t_mono_ns
             if current and not any(written for _, written in agent.points):
                 agent.points.clear()  # the time at the barrier is no time of writing
                 agent.points.append((event.t_mono_ns, 0))
@@ -506,6 +644,9 @@ class Run:
             again = "again " if current and agent.restarts else ""
             self._say(f"{agent.name} started {again}writing {size:.0f} MB chunks on {agent.host}")
             self._tell_skew()
+        elif event.kind == "sample":
+            if current and (agent.sample is None or event.t_mono_ns > agent.sample.t_mono_ns):
+                agent.sample = _Sample(event.t_mono_ns, payload)
         elif event.kind == "error":
             agent.errors_shown += 1
             if agent.errors_shown <= SHOWN_ERRORS:
@@ -758,6 +899,7 @@ def _restored(rows: AgentRows, now: float) -> _Agent:
     if stored is not None:
         if stored.start is not None:
             agent.phase = "writing"
+            agent.began_ns = stored.start.t_mono_ns
         if stored.heartbeat is not None:
             agent.phase = stored.heartbeat.payload["phase"]
             agent.points.append((stored.heartbeat.t_mono_ns, stored.heartbeat.payload["written_bytes"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn, Optional, Union
@@ -33,10 +33,26 @@ VERDICTS = (
 )
 PHASES = ("armed", "writing", "draining")
 CLEANUPS = ("confirmed", "unconfirmed", "pending")
+HEALTHS = ("waiting", "green", "late", "suspect", "lost", "finished")
+SORTS = (
+    "worst",
+    "name",
+    "host",
+    "bytes_per_second",
+    "mean_bytes_per_second",
+    "rollovers",
+    "write_p99_s",
+    "agent_cpu_ratio",
+    "host_cpu_ratio",
+    "agent_rss_bytes",
+    "host_memory_ratio",
+    "disk_free_bytes",
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EPOCH = re.compile(r"[0-9a-f]{16}")
 _UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|\+00:00)", re.ASCII)
+_DIGITS = re.compile(r"[0-9]{1,9}")
 _BUCKET = re.compile(r"-?[0-9]{1,5}")
 
 Payload = dict[str, Any]
@@ -101,6 +117,18 @@ class Plan:
     document: Payload
     slow_percent: int = SLOW_PERCENT
     slo: tuple[Objective, ...] = ()
+
+
+@dataclass(frozen=True)
+class LiveQuery:
+    """Which agents the live page is to show, and in which order; `health` is None for all."""
+
+    sort: str = "worst"
+    direction: str = "ascending"
+    text: str = ""
+    health: Optional[str] = None
+    limit: int = 100
+    offset: int = 0
 
 
 def shown(value: object) -> str:
@@ -205,6 +233,20 @@ def reason(value: Any) -> str:
     return str(_text(500)(_required(_object(value, "body"), "reason", ""), "reason"))
 
 
+def live_query(items: Iterable[tuple[str, str]]) -> LiveQuery:
+    """The checked query of GET /api/v1/live; each parameter may come once."""
+    found: Payload = {}
+    for key, value in items:
+        check = _LIVE.get(key)
+        if check is None:
+            field = shown(key)[1:-1]
+            raise BadInput(f"{field} is not a parameter of the live page: {', '.join(_LIVE)} are", field=key[:64])
+        if key in found:
+            raise BadInput(f"{key} is given twice: once is allowed", field=key)
+        found[key] = check(value, key)
+    return LiveQuery(**found)
+
+
 def name(value: Any, where: str) -> str:
     """A run id or an agent's name, or BadInput."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
@@ -283,6 +325,15 @@ def _whole(low: int = 0, high: int = WHOLE) -> Check:
         if type(value) is not int or not low <= value <= high:
             _wrong(where, value, f"a whole number from {low} to {high}")
         return value
+
+    return check
+
+
+def _digits(low: int, high: int) -> Check:
+    def check(value: Any, where: str) -> int:
+        if not _DIGITS.fullmatch(value) or not low <= int(value) <= high:
+            _wrong(where, value, f"a whole number from {low} to {high}")
+        return int(value)
 
     return check
 
@@ -401,6 +452,14 @@ _READY: dict[str, Check] = {
     "host": _text(255),
     "agent_version": _text(64),
     "after": _or_null(_epoch),
+}
+_LIVE: dict[str, Check] = {
+    "sort": _one_of(SORTS),
+    "direction": _one_of(("ascending", "descending")),
+    "text": _text(100),
+    "health": _one_of(HEALTHS),
+    "limit": _digits(1, 100),
+    "offset": _digits(0, 1_000_000),
 }
 _KINDS: dict[str, dict[str, Check]] = {
     "start": {

@@ -66,6 +66,7 @@ class Follower:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._page = f"{url}/"
         self._url = f"{url}/api/v1/runs/{run_id}"
         self._say, self._show, self._interrupted = say, show, interrupted
         self._clock, self._sleep = clock, sleep
@@ -159,7 +160,8 @@ class Follower:
         """Say what is new in ``state``."""
         if state["state"] not in ("arming", "aborted"):
             armed = len(state["agents"]) - len(state["missing"])
-            self._once("armed", f"armed: {armed} of {state['fleet']['agents_expected']} agents are ready")
+            expected = state["fleet"]["agents_expected"]
+            self._once("armed", f"armed: {armed} of {expected} agents are ready; live page: {self._page}")
         if state["state"] in ("running", "draining", "finished") and state["start_skew_s"] is not None:
             if "started" not in self._told:
                 self._shown_at = float("-inf")

@@ -324,7 +324,7 @@ def test_refused_and_repeated_pushes_are_counted(collector: Collector) -> None:
 def test_health_and_root_answer(collector: Collector) -> None:
     """A balancer and a curious person both get an answer."""
     assert collector.client.get("/healthz").status_code == 200
-    assert collector.client.get("/").get_json()["run"] == f"/api/v1/runs/{RUN}"
+    assert RUN in collector.client.get("/").get_data(as_text=True)
 
 
 def test_written_bytes_and_rates_come_from_the_heartbeats(collector: Collector) -> None:
