@@ -48,7 +48,7 @@ def test_every_rule_does_what_it_says(rules: Path) -> None:
         ("recording.yml", "fury_written_bytes_total[30s]", "fury_write_bytes_total[30s]"),
         ("recording.yml", "quantile by (run_id) (0.5,", "max by (run_id) ("),
         ("recording.yml", "rate(fury_fsync_duration_seconds_bucket", "rate(fury_write_duration_seconds_bucket"),
-        ("recording.yml", "0.99, sum by (run_id, le)\n          (rate(fury_w", "0.9, sum by (run_id, le)\n          (rate(fury_w"),
+        ("recording.yml", "0.99, sum by (run_id, le)\n          (rate(fury_", "0.9, sum by (run_id, le)\n          (rate(fury_"),
         ("alerting.yml", "(0.8 * run:", "(0.7 * run:"),
         ("alerting.yml", 'health="lost"} > 0', 'health="lost"} > 2'),
         ("alerting.yml", '"late|suspect"', '"late"'),
