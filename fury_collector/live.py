@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, request, send_file
 
 from fury_collector import html, wire
 from fury_collector.errors import Unknown
@@ -59,7 +59,6 @@ Key = tuple[Union[float, str], ...]
 def blueprint(run: Run) -> Blueprint:
     """The routes of the live page of one run, all of which only read it."""
     pages = Blueprint("live", __name__)
-    assets = {name: ((_STATIC / path).read_bytes(), kind) for name, (path, kind) in _ASSETS.items()}
 
     @pages.get("/")
     def page() -> Response:
@@ -68,14 +67,10 @@ def blueprint(run: Run) -> Blueprint:
 
     @pages.get("/static/<name>")
     def static(name: str) -> Response:
-        if name not in assets:
-            raise Unknown(f"static/{wire.shown(name)[1:-1]} is not a part of the live page: {', '.join(assets)} are")
-        body, kind = assets[name]
-        response = Response(body, content_type=f"{kind}; charset=utf-8")
-        response.add_etag()
-        response.headers["Cache-Control"] = "no-cache"  # asked for each time: the next run may be another version's
-        response.make_conditional(request)
-        return response
+        if name not in _ASSETS:
+            raise Unknown(f"static/{wire.shown(name)[1:-1]} is not a part of the live page: {', '.join(_ASSETS)} are")
+        path, kind = _ASSETS[name]
+        return send_file(_STATIC / path, kind)  # asked for each time: the next run may be another version's
 
     @pages.get("/api/v1/live")
     def figures() -> Response:
@@ -150,20 +145,9 @@ def _badness(one: Figures) -> Key:
 
 def _row(one: Figures) -> dict[str, Any]:
     return {
-        "name": one.name,
+        **{key: _rounded(value) if isinstance(value, (int, float)) else value for key, value in vars(one).items()},
         "host": _short(one.host, LONGEST_HOST),
-        "health": one.health,
-        "phase": one.phase,
-        "verdict": one.verdict,
-        "bytes_per_second": _rounded(one.bytes_per_second),
-        "mean_bytes_per_second": _rounded(one.mean_bytes_per_second),
         "rollovers": one.rollovers,
-        "write_p99_s": _rounded(one.write_p99_s),
-        "agent_cpu_ratio": _rounded(one.agent_cpu_ratio),
-        "host_cpu_ratio": _rounded(one.host_cpu_ratio),
-        "agent_rss_bytes": _rounded(one.agent_rss_bytes),
-        "host_memory_ratio": _rounded(one.host_memory_ratio),
-        "disk_free_bytes": _rounded(one.disk_free_bytes),
         "silent_s": None if one.silent_s is None else round(one.silent_s, 1),
     }
 
@@ -189,5 +173,5 @@ def _short(text: str, longest: int) -> str:
     return line
 
 
-def _rounded(value: Optional[float]) -> Optional[float]:
+def _rounded(value: float) -> Optional[float]:
     return html.series((value,))[0]

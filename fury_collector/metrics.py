@@ -54,6 +54,11 @@ class _OfRun(Collector):
         for health, number in self._run.health().items():
             agents.add_metric([health], number)
         yield agents
+        yield GaugeMetricFamily(
+            "fury_collector_agents_failed",
+            "Agents whose last word is another verdict than PASS.",
+            value=self._run.failed(),
+        )
         info = GaugeMetricFamily("fury_collector_run_info", "The run that is served.", labels=["run_id"])
         info.add_metric([self._run.run_id], 1)
         yield info

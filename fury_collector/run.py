@@ -59,7 +59,6 @@ class Figures:
     verdict: Optional[str]
     bytes_per_second: Optional[float]
     mean_bytes_per_second: Optional[float]
-    written_bytes: int
     rollovers: int
     write_p99_s: Optional[float]
     agent_cpu_ratio: Optional[float]
@@ -239,7 +238,6 @@ class _Agent:
             verdict=self.final["verdict"] if self.final is not None else None,
             bytes_per_second=self.rate if self.started else None,
             mean_bytes_per_second=self.mean_rate,
-            written_bytes=self.written,
             rollovers=self.rollovers,
             write_p99_s=self.rolled_p99_s if p99 is None else p99,
             agent_cpu_ratio=sample.get("agent_cpu_ratio"),
@@ -454,6 +452,10 @@ class Run:
         if self.state not in ("arming", "aborted") or self.start_mono_s is not None:
             return []
         return [agent.name for agent in self._agents.values() if not self._is_ready(agent)]
+
+    def failed(self) -> int:
+        """How many agents have said a last word that is another verdict than PASS."""
+        return sum(agent.final is not None and agent.final["verdict"] != "PASS" for agent in self._agents.values())
 
     def health(self) -> dict[str, int]:
         """How many agents are in each state of health."""

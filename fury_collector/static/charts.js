@@ -11,6 +11,7 @@
  *     "until": 60, "min": 0, "max": 1, "height": 220 }   `until`: the end of the axis of time
  *
  * fury.chart(element, spec) draws one, fury.draw(root) all below `root`; fury.text(value, unit) is a value with its unit.
+ * The live page, whose chart changes, makes its own of the same parts: digits, clock, css, timeAxis, valueAxis.
  * Colours are the page's CSS variables, so a chart follows light, dark and print. */
 (function () {
   "use strict";
@@ -137,6 +138,19 @@
     };
   }
 
+  function timeAxis() {
+    return {
+      stroke: () => css("--muted"),
+      font: "11px " + css("--sans"),
+      grid: { stroke: () => css("--grid"), width: 1 },
+      ticks: { stroke: () => css("--grid"), size: 4 },
+      size: 28,
+      space: 70,
+      incrs: [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800],
+      values: (u, splits, axis, space, increment) => splits.map((value) => clock(value, increment)),
+    };
+  }
+
   /* Every unit's round steps; those of logarithmic scales are uPlot's own. */
   function valueAxis(spec, divisor, name) {
     const log = spec.scale === "log";
@@ -231,16 +245,7 @@
         },
       },
       axes: [
-        {
-          stroke: () => css("--muted"),
-          font: "11px " + css("--sans"),
-          grid: { stroke: () => css("--grid"), width: 1 },
-          ticks: { stroke: () => css("--grid"), size: 4 },
-          size: 28,
-          space: 70,
-          incrs: [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800],
-          values: (u, splits, axis, space, increment) => splits.map((value) => clock(value, increment)),
-        },
+        timeAxis(),
         valueAxis(spec, divisor, name),
       ],
       series: [{}].concat(rows.map((row) => {
@@ -346,7 +351,7 @@
     }
   }
 
-  window.fury = { chart, draw, text, clock };
+  window.fury = { chart, draw, text, clock, digits, css, timeAxis, valueAxis };
   draw(document);
 
   let waiting = 0;

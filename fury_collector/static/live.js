@@ -12,6 +12,7 @@
   let timer = 0, asking = null, failures = 0, heardAt = Date.now(), last = null, plot = null, drawn = 0;
 
   const by = (id) => document.getElementById(id);
+  const css = window.fury.css;
   const heads = Array.from(document.querySelectorAll("#agent-table thead th"));
 
   function put(node, text) {
@@ -28,9 +29,7 @@
   /* Three significant digits, but no whole number is rounded, as everywhere in Fury. */
   function digits(value) {
     if (value === null || value === undefined) return "–";
-    const size = Math.abs(value);
-    if (size >= 9999.5) return count(Math.round(value));
-    return size === 0 ? "0" : value.toFixed(size >= 99.95 ? 0 : size >= 9.995 ? 1 : size >= 0.9995 ? 2 : 3);
+    return Math.abs(value) >= 9999.5 ? count(Math.round(value)) : window.fury.digits(value);
   }
 
   const over = (value, divisor) => digits(value === null ? null : value / divisor);
@@ -97,26 +96,6 @@
 
   // The curve
 
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-  function axisOfTime() {
-    return {
-      stroke: () => css("--muted"), font: "11px " + css("--sans"), size: 28, space: 70,
-      grid: { stroke: () => css("--grid"), width: 1 }, ticks: { stroke: () => css("--grid"), size: 4 },
-      incrs: [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800],
-      values: (u, splits, axis, space, increment) => splits.map((value) => window.fury.clock(value, increment)),
-    };
-  }
-
-  function axisOfRate() {
-    return {
-      stroke: () => css("--muted"), font: "11px " + css("--sans"), space: 30,
-      size: (u, values) => 14 + 7 * Math.max(3, ...(values || []).map((value) => String(value).length)),
-      grid: { stroke: () => css("--grid"), width: 1 }, ticks: { show: false },
-      values: (u, splits) => splits.map((value) => (value >= 1e4 ? count(value) : String(Math.round(value * 1e3) / 1e3))),
-    };
-  }
-
   function showCurve(state) {
     const step = state.curve.step_s, values = state.curve.bytes_per_second.map((value) => (value === null ? null : value / 1e6));
     const xs = values.map((_, i) => (i + 0.5) * step);
@@ -128,7 +107,7 @@
         width: Math.max(200, by("plot").clientWidth), height: 200, legend: { show: false }, padding: [8, 22, 0, 0],
         cursor: { drag: { x: false, y: false }, y: false, points: { size: 6, fill: () => css("--accent") } },
         scales: { x: { time: false, range: () => [0, plot ? plot.until : until] }, y: { range: () => [0, plot && plot.top ? plot.top * 1.08 : 1] } },
-        axes: [axisOfTime(), axisOfRate()],
+        axes: [window.fury.timeAxis(), window.fury.valueAxis({ unit: "MB/s" }, 1, "MB/s")],
         series: [{}, { stroke: () => css("--accent"), width: 1.75, fill: () => css("--fill"), points: { show: false } }],
         hooks: { setCursor: [() => summarize()] },
       }, [[], []], by("plot"));

@@ -22,6 +22,7 @@ from flask.testing import FlaskClient
 from fury_collector import Config, create_app, wire
 from fury_collector.db import Database
 from fury_collector.run import Run
+from tests import browser
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "20261124T030405Z-test"
@@ -360,3 +361,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         if process.popen.poll() is None:
             os.kill(process.popen.pid, signal.SIGKILL)
             process.popen.wait(10)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[browser.Chromium]:
+    """A browser; every test has pages of its own in it."""
+    if browser.find() is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium on PATH")
+        pytest.skip("needs a Chromium")
+    with browser.Chromium.start() as started:
+        yield started

@@ -285,6 +285,7 @@ def test_the_metrics_are_exactly_those_of_the_contract(collector: Collector) -> 
     names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert {name for name in names if not name.startswith("process_")} == {
         "fury_collector_agents",
+        "fury_collector_agents_failed",
         "fury_collector_run_info",
         "fury_collector_run_state",
         "fury_collector_pushes_total",
@@ -305,6 +306,10 @@ def test_the_metrics_are_exactly_those_of_the_contract(collector: Collector) -> 
     assert "at most" in told
     assert "uncertainty" in told
     assert 'fury_collector_agents{health="green"} 3.0' in text
+    assert "fury_collector_agents_failed 0.0" in text
+    for verdict, failed in (("PASS", 0), ("DISK_ERROR", 1)):
+        collector.push(NAMES[failed], event(1, "final", verdict=verdict, reason="x"))
+        assert f"fury_collector_agents_failed {failed}.0" in collector.client.get("/metrics").get_data(as_text=True)
     assert "fury_collector_events_stored_total 3.0" in text
     assert float(text.split("\nfury_collector_start_skew_seconds ")[1].split()[0]) == pytest.approx(0.0004)
 

@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -453,16 +452,6 @@ def test_templates_and_assets_go_to_the_collectors_host() -> None:
 
 
 # In a real browser
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[browser.Chromium]:
-    if browser.find() is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs chromium on PATH")
-        pytest.skip("needs a Chromium")
-    with browser.Chromium.start() as started:
-        yield started
 
 
 def busy(collector: Collector) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -292,16 +292,6 @@ def test_the_columns_are_those_that_the_script_fills() -> None:
 
 
 # In a real browser
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[browser.Chromium]:
-    if browser.find() is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs chromium on PATH")
-        pytest.skip("needs a Chromium")
-    with browser.Chromium.start() as started:
-        yield started
 
 
 Serve = Callable[..., Process]
