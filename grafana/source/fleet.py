@@ -106,10 +106,12 @@ def _run() -> list[Panel]:
     )
     health = bars(
         "Agents by health",
-        "Late: no word for 10 s; suspect: 20 s; lost: 40 s. All agents of the run, whatever is chosen above.",
+        "Late: no word for 10 s; suspect: 20 s; lost: 40 s; failed: the last word is another verdict than PASS. "
+        "All agents of the run, whatever is chosen above.",
         units.Short,
         instant(f"sum by (health) ({of_collector('fury_collector_agents', None)})", "{{health}}"),
-        colours=HEALTH,
+        instant(f"sum({of_collector('fury_collector_agents_failed', None)})", "failed", "B"),
+        colours={**HEALTH, "failed": "red"},
     )
     whole = "$__range"
     agents = rows(

@@ -132,6 +132,8 @@ class Run:
     after: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     other_run: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     metrics_findings: dict[str, str] = dataclasses.field(default_factory=dict)
+    rules: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    recorded: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     exit_codes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -217,6 +219,7 @@ class Lab:
         assert (addresses, intervals) == (2, 3), "grafana/prometheus.yml has changed: change the substitution here"
         path = self.directory / "prometheus.yml"
         path.write_text(config, encoding="utf-8")
+        shutil.copytree(ROOT / "grafana/rules", self.directory / "rules")
         port = free_port()
         self.start(
             "prometheus",
@@ -318,6 +321,12 @@ def observe(lab: Lab) -> Run:
             seen.graphs[where] = defects(prometheus.query_range(expr, start, time.time()), legend)
         elif "max_over_time" in expr or "min_over_time" in expr:
             seen.after[where] = defects(prometheus.query(expr), legend)
+    groups = get(f"{prometheus.url}/api/v1/rules")["data"]["groups"]
+    seen.rules = [rule for group in groups for rule in group["rules"]]
+    for rule in seen.rules:
+        if rule["type"] == "recording":
+            series = prometheus.query_range(f'{rule["name"]}{{run_id="{RUN_ID}"}}', start, time.time())
+            seen.recorded[rule["name"]] = [float(value) for one in series for _, value in one["values"]]
     lab.processes["collector"].terminate()  # it was told to stay
     seen.exit_codes["collector"] = lab.processes["collector"].wait(timeout=30)
     return seen
@@ -384,6 +393,16 @@ def test_promtool_finds_the_metrics_clean(run: Run) -> None:
     """`promtool check metrics` has nothing to say about the collector's metrics or any agent's."""
     assert len(run.metrics_findings) == 1 + len(AGENTS)
     assert {url: findings for url, findings in run.metrics_findings.items() if findings} == {}
+
+
+def test_the_rules_record_the_run_and_raise_no_alarm(run: Run) -> None:
+    """Every recording rule has seen this run by its id, every rule could be evaluated, and no alert fired for a good one."""
+    assert {rule["health"] for rule in run.rules} == {"ok"}
+    assert len(run.recorded) >= 6
+    for name, values in run.recorded.items():
+        assert max((value for value in values if not math.isnan(value)), default=0) > 0, name
+    firing = {rule["name"] for rule in run.rules if rule.get("state") == "firing"}
+    assert firing == set()
 
 
 def test_the_run_passed(run: Run) -> None:
