@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 POLL_S = 0.25
+SLOW_POLL_S = 1.0
+BUSY = 0.1  # the share of its time that the collector may spend on these answers: a large fleet's cost it something
 PLAIN_LINE_EVERY_S = 10.0  # without a terminal a progress line is a line of its own: fewer of them
 PATIENCE_S = 15.0  # how long the collector may be silent before it is said
 STOPPING_S = 30.0  # how long a stopped run may take to deliver what it has
@@ -52,7 +54,7 @@ class Follower:
     """One run seen from the controller.
 
     say: prints a line for good; show: shows the progress line, replaced by the next (None where there is no terminal);
-    interrupted: asked twice a second, True once the user wants to stop.
+    interrupted: asked between two questions to the collector, True once the user wants to stop.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Follower:
                         last, f"the collector had not answered for {now - heard:.0f} s when the run was over"
                     )
                 return self._overdue(last)
-            self._sleep(POLL_S)
+            self._sleep(max(POLL_S, min(SLOW_POLL_S, (self._clock() - now) / BUSY)))
 
     def post(self, action: str, **body: str) -> None:
         """Ask the collector to ``stop`` or ``close`` the run; that it is gone already is no trouble."""

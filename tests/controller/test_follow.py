@@ -82,20 +82,28 @@ def peer() -> Iterator[Callable[..., Peer]]:
         one.server.server_close()
 
 
-def following(peer: Peer, *, interrupted: bool = False) -> tuple[Outcome, list[str]]:
-    """Follow with a clock that runs as fast as it is asked; what was said comes back too."""
+def following(
+    peer: Peer, *, interrupted: bool = False, asking_s: float = 0.0, slept: list[float] | None = None
+) -> tuple[Outcome, list[str]]:
+    """Follow with a clock that runs as fast as it is asked, each answer taking `asking_s`; what was said comes back too."""
     said: list[str] = []
     now = [0.0]
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
+        if slept is not None:
+            slept.append(seconds)
+
+    def asked() -> bool:
+        now[0] += asking_s
+        return interrupted
 
     follower = Follower(
         url=peer.url,
         run_id="r",
         say=said.append,
         show=None,
-        interrupted=lambda: interrupted,
+        interrupted=asked,
         clock=lambda: now[0],
         sleep=sleep,
     )
@@ -115,6 +123,14 @@ def test_a_run_is_told_from_its_start_to_its_end(peer: Callable[..., Peer]) -> N
         "drained",
     ]
     assert "200.0 MB/s" in said[2]
+
+
+@pytest.mark.parametrize(("asking_s", "pause_s"), [(0.001, 0.25), (0.06, 0.6), (0.5, 1.0)])
+def test_a_large_fleet_is_asked_for_less_often(peer: Callable[..., Peer], asking_s: float, pause_s: float) -> None:
+    """Four times a second, unless that were more than a tenth of the collector's time; once a second at least."""
+    slept: list[float] = []
+    following(peer(*[state("running")] * 3, state("finished")), asking_s=asking_s, slept=slept)
+    assert slept == pytest.approx([pause_s] * 3)
 
 
 def test_a_collector_that_is_away_for_a_while_does_not_end_the_run(peer: Callable[..., Peer]) -> None:
