@@ -182,7 +182,10 @@ class CallbackModule(DefaultCallback):
             return
         name = result.host.get_name()
         if result.task.ignore_unreachable:  # the play goes on without this host and tells of it itself
-            if self._in_gathering and name not in self._asked_again:
+            needed = (
+                self._in_gathering and "fury_agent_rescue" in result.task.when
+            )  # its log alone is not asked for again
+            if needed and name not in self._asked_again:
                 self._asked_again.add(name)
                 self._display.display(f"{name} could not be reached to fetch its results; it is asked once more")
             return
