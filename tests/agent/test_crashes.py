@@ -152,11 +152,6 @@ def test_refused_events_are_kept_with_the_sentence(run_agent: Run, home: Home, p
     assert {batch["epoch"] for batch in peer.batches} == {peer.asks[-1]["epoch"]}
 
 
-def heartbeats(home: Home, peer: Peer) -> int:
-    sent = {(batch["epoch"], event["seq"]) for batch in peer.batches for event in batch["events"]}
-    return sum(kind == "heartbeat" for key, kind in home.issued().items() if key in sent)
-
-
 DAMAGES: Dict[str, Callable[[Path], object]] = {
     "random bytes": lambda path: path.write_bytes(random.randbytes(30_000)),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),

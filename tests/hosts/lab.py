@@ -313,9 +313,7 @@ class Host:
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Return once the host has booted to the end and answers ssh."""
-        probe = [sys.executable, "-ISc", _AWAIT_SSHD, self.address, str(timeout_s)]
-        if subprocess.run(self._fleet.controller_argv(probe), check=False).returncode != 0:
-            raise LabError(f"{self.name} did not answer ssh within {timeout_s:g} s:\n{self.console()[-2000:]}")
+        self._await_sshd(timeout_s)
         self.run(["systemctl", "is-system-running", "--wait"], check=False, timeout_s=timeout_s)
 
     def power_off(self, timeout_s: float = 120) -> None:
@@ -349,9 +347,12 @@ class Host:
         """
         _sh(["ip", "-n", self._fleet.netns, "link", "set", self.port, "up"])
         if self.running:
-            probe = [sys.executable, "-ISc", _AWAIT_SSHD, self.address, "20"]
-            if subprocess.run(self._fleet.controller_argv(probe), check=False).returncode != 0:
-                raise LabError(f"{self.name} does not answer 20 s after its cable was plugged in")
+            self._await_sshd(20)
+
+    def _await_sshd(self, timeout_s: float) -> None:
+        probe = [sys.executable, "-ISc", _AWAIT_SSHD, self.address, str(timeout_s)]
+        if subprocess.run(self._fleet.controller_argv(probe), check=False).returncode != 0:
+            raise LabError(f"{self.name} did not answer ssh within {timeout_s:g} s:\n{self.console()[-2000:]}")
 
     def console(self) -> str:
         """What the host has printed on its console so far."""
