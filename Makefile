@@ -5,8 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHUNK_MB ?= 20
 MINUTES ?= 1
+# An unpacked bundle brings its wheels: then the controller takes everything from there, and needs no network.
+FROM := $(if $(wildcard wheels),--no-index --find-links wheels)
+UNSERVED := echo "make setup: the wheels of this bundle could not be installed, pip says why above; docs/airgap.md tells which machines and Pythons they serve; then: make clean; make setup PYTHON=…" >&2; exit 1
 
-.PHONY: help setup run teardown lint test soak packages lock clean
+.PHONY: help setup run teardown lint test soak bundle sbom licences packages lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,7 +22,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.controller: requirements/controller.txt requirements/agent.txt | $(VENV)/bin/python
 	@echo "setting up .venv (once)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/controller.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(FROM) --require-hashes -r requirements/controller.txt$(if $(FROM), || { $(UNSERVED); })
 	@$(BIN)/python -m fury_controller.tree
 	@touch $@
 
@@ -42,12 +45,22 @@ lint: $(VENV)/.dev ## ruff, mypy, ansible-lint, yamllint, shellcheck, and the ge
 	$(BIN)/yamllint --strict .
 	shellcheck .ci/run
 	$(BIN)/python -m grafana.build --check
+	$(BIN)/python -m fury_controller.supply licences --check
 
 test: packages $(VENV)/.dev ## everything that is tested
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 soak: packages $(VENV)/.dev ## 30 minutes of random faults on real hosts (MINUTES=…, SEED=…)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults.soak --minutes $(if $(filter command%,$(origin MINUTES)),$(MINUTES),30) $(if $(SEED),--seed $(SEED))
+
+bundle: $(VENV)/.dev ## one archive in dist/ for controllers without Internet (docs/airgap.md)
+	@$(BIN)/python -m fury_controller.bundle
+
+sbom: $(VENV)/.dev ## what Fury consists of, in dist/ as CycloneDX JSON
+	@$(BIN)/python -m fury_controller.supply sbom
+
+licences: $(VENV)/.dev ## write docs/dependencies.md again
+	@$(BIN)/python -m fury_controller.supply licences
 
 # Debian packages that the tests run beside Fury; only as root on Debian-like systems, elsewhere such tests skip and say why.
 packages:
@@ -63,4 +76,4 @@ lock: $(VENV)/.dev ## lock the requirements again
 	    -o requirements/$$f.txt requirements/$$f.in; done
 
 clean: ## remove .venv and everything built; results stay
-	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

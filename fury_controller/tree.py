@@ -18,8 +18,10 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 BUILD = REPO / ".build"
+WHEELS = REPO / "wheels"  # only an unpacked bundle has it (see bundle.py): then nothing comes from anywhere else
 ARCHITECTURES = ("x86_64", "aarch64")
 AGENT_PYTHON = "3.9"  # psutil's wheels use the stable ABI: one tree serves this and every newer version
+BUNDLED_PYTHONS = ("3.11", "3.12", "3.13", "3.14")  # of controllers, and of collectors on other hosts, in a bundle
 
 
 class TreeError(Exception):
@@ -49,32 +51,39 @@ def collector_code_archive() -> Path:
     return _archive("collector-code", [], ["fury_collector"])
 
 
+def pip(action: list[str], program: str, architecture: str, python: str, *, hint: str) -> None:
+    """Let pip do ``action`` with the wheels in the lock of ``program`` for such hosts, whatever it runs on itself."""
+    command = [sys.executable, "-m", "pip", *action, "--quiet", "--disable-pip-version-check"]
+    command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+    for platform in ("manylinux2014", "manylinux_2_17", "manylinux_2_28"):
+        command += ["--platform", f"{platform}_{architecture}"]
+    command += ["--require-hashes", "-r", str(REPO / "requirements" / f"{program}.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise TreeError(
+            f"the {program}'s libraries for {architecture} and Python {python} could not be had: {last} ({hint})"
+        )
+
+
 def _libraries(program: str, architecture: str, python: str) -> Path:
     """A directory with the libraries of ``program``, made by pip from the hash-locked requirements."""
     requirements = REPO / "requirements" / f"{program}.txt"
     locked = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
     target = BUILD / f"{program}-{architecture}-{python}-{locked}"
-    with _lock():
+    with lock():
         if target.is_dir():
             return target
-        draft = Path(tempfile.mkdtemp(dir=BUILD, prefix="draft-"))
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-        command += ["--target", str(draft), "--only-binary=:all:", "--implementation", "cp", "--python-version", python]
-        for platform in ("manylinux2014", "manylinux_2_17", "manylinux_2_28"):
-            command += ["--platform", f"{platform}_{architecture}"]
-        command += ["--require-hashes", "-r", str(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            shutil.rmtree(draft)
-            last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-            raise TreeError(
-                f"the {program}'s libraries for {architecture} and Python {python} could not be had: {last} "
-                "(the controller needs its package index once; after that they lie in .build/)"
-            )
-        for needless in [*draft.glob("psutil/tests"), *draft.glob("bin")]:
-            shutil.rmtree(needless)
-        draft.chmod(0o755)
-        draft.rename(target)
+        hint = "the controller needs its package index once; after that they lie in .build/"
+        offline = []
+        if WHEELS.is_dir():
+            hint = f"this bundle has wheels for {' and '.join(ARCHITECTURES)} with Python {', '.join(BUNDLED_PYTHONS)}"
+            offline = ["--no-index", "--find-links", str(WHEELS)]
+        with draft_of(target) as draft:
+            action = ["install", "--no-compile", "--target", str(draft), *offline]
+            pip(action, program, architecture, python, hint=hint)
+            for needless in [*draft.glob("psutil/tests"), *draft.glob("bin")]:
+                shutil.rmtree(needless)
     return target
 
 
@@ -91,7 +100,7 @@ def _archive(name: str, directories: list[Path], packages: list[str]) -> Path:
     for relative, path in files.items():
         digest.update(f"{relative}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     target = BUILD / f"{name}-{digest.hexdigest()[:12]}.tar.gz"
-    with _lock():
+    with lock():
         if target.is_file():
             return target
         for old in BUILD.glob(f"{name}-????????????.tar.gz"):
@@ -112,11 +121,25 @@ def _archive(name: str, directories: list[Path], packages: list[str]) -> Path:
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
+def lock() -> Iterator[None]:
+    """Only one process at a time builds in ``.build/``."""
     BUILD.mkdir(exist_ok=True)
-    with (BUILD / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (BUILD / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def draft_of(target: Path) -> Iterator[Path]:
+    """A directory that becomes ``target`` once it is whole, and goes where it does not."""
+    draft = Path(tempfile.mkdtemp(dir=BUILD, prefix="draft-"))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def main() -> None:
