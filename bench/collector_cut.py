@@ -57,7 +57,17 @@ def running(
         plan = {"run_id": "bench-cut", "created_at": "2026-01-01T00:00:00Z", "parameters": {}, "agents": [agent]}
         (home / "plan.json").write_text(json.dumps(plan))
         state = home / "collector.json"
-        argv = [sys.executable, "-m", "fury_collector", "serve", "--plan", str(home / "plan.json"), "--port", "0"]
+        argv = [
+            sys.executable,
+            "-m",
+            "fury_collector",
+            "serve",
+            "--plain-http",
+            "--plan",
+            str(home / "plan.json"),
+            "--port",
+            "0",
+        ]
         argv += ["--database", str(home / "fury.db"), "--state-file", str(state), "--stay"]
         collector = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -74,7 +84,13 @@ def running(
                 "--run-id",
                 "bench-cut",
             ]
-            argv += ["--collector-url", json.loads(state.read_text())["url"], "--drain-seconds", str(drain_s)]
+            argv += [
+                "--plain-http",
+                "--collector-url",
+                json.loads(state.read_text())["url"],
+                "--drain-seconds",
+                str(drain_s),
+            ]
             writer = subprocess.Popen([*argv, *more, "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
             assert writer.stdout is not None
             for line in writer.stdout:

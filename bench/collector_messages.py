@@ -132,7 +132,17 @@ def measure(messages: int, per_push: int, new_every: int, directory: Path) -> di
     }
     (directory / "plan.json").write_text(json.dumps(plan))
     state = directory / "state.json"
-    command = [sys.executable, "-m", "fury_collector", "serve", "--plan", str(directory / "plan.json"), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "fury_collector",
+        "serve",
+        "--plain-http",
+        "--plan",
+        str(directory / "plan.json"),
+        "--port",
+        "0",
+    ]
     database = ["--database", str(directory / "fury.db")]
     command += [*database, "--state-file", str(state), "--barrier-seconds", "86400"]
     with (directory / "output.txt").open("w") as output:

@@ -73,7 +73,17 @@ def make_run(
             ],
         }
         (here / "plan.json").write_text(json.dumps(plan))
-        argv = [sys.executable, "-m", "fury_collector", "serve", "--plan", str(here / "plan.json"), "--port", "0"]
+        argv = [
+            sys.executable,
+            "-m",
+            "fury_collector",
+            "serve",
+            "--plain-http",
+            "--plan",
+            str(here / "plan.json"),
+            "--port",
+            "0",
+        ]
         argv += ["--database", str(database), "--state-file", str(state)]
         collector = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         writers: list[subprocess.Popen[bytes]] = []
@@ -90,6 +100,7 @@ def make_run(
                 argv += [
                     "--state-directory",
                     str(here / agent),
+                    "--plain-http",
                     "--collector-url",
                     json.loads(state.read_text())["url"],
                 ]

@@ -20,10 +20,10 @@ from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple, Union
 
 import psutil
 
-from fury_agent import __version__, deadline
+from fury_agent import __version__, credentials, deadline
 from fury_agent.channel import Channel, Exchange, Refused, Sender, Trouble, own_address
 from fury_agent.chunks import ChunkDirectory
-from fury_agent.config import Config, check_directory
+from fury_agent.config import Config, bad_input, check_directory, is_loopback
 from fury_agent.console import (
     Console,
     RolloverFigures,
@@ -76,12 +76,45 @@ class Result:
 
 def check(config: Config) -> None:
     """Raises FuryError for whatever would keep this agent from starting on this host; changes nothing."""
-    base = check_directory(config.directory, child=f"fury-{config.name}")
+    chunks = _chunk_directory(config)
     if config.state_directory is not None:
         check_directory(config.state_directory, "state_directory", system_allowed=True)
-    chunks = ChunkDirectory(base, agent=config.name, run_id=config.run_id)
+    badge(config)
+    guard(config)
     chunks.inspect()
     chunks.require_space(needed=config.ring_bytes, floor=config.free_floor_bytes)
+
+
+def _chunk_directory(config: Config) -> ChunkDirectory:
+    """Raises FuryError where its place cannot be used; whoever mounted it for us has judged that, and we may not see it."""
+    base = config.directory
+    if config.mounted_at is None:
+        base = check_directory(base, child=f"fury-{config.name}")
+    return ChunkDirectory(base, agent=config.name, run_id=config.run_id, mounted_at=config.mounted_at)
+
+
+def badge(config: Config) -> Optional[credentials.Badge]:
+    """How the agent and its collector know each other; None without one, and on loopback where plain_http is asked for."""
+    if config.collector_url is None or config.plain_http:
+        return None
+    if config.credentials_directory is None:
+        raise bad_input(
+            "credentials_directory is missing; give the directory with the ca.pem and the token that the run made for this "
+            "agent (for a collector on this host that was started with --plain-http give plain_http instead)"
+        )
+    return credentials.read_badge(config.credentials_directory)
+
+
+def guard(config: Config) -> Optional[credentials.Guard]:
+    """Who may read /metrics, and how; None on loopback, where everybody may."""
+    if config.credentials_directory is not None:
+        return credentials.read_guard(config.credentials_directory)
+    if config.metrics_address is not None and not is_loopback(config.metrics_address):
+        raise bad_input(
+            f"metrics_address: {config.metrics_address} is not allowed without credentials_directory; "
+            "an address of loopback is (for example 127.0.0.1)"
+        )
+    return None
 
 
 def run(config: Config, *, console: Console, debug: bool = False) -> Result:
@@ -113,6 +146,7 @@ class _Agent:
         self.chunks: Optional[ChunkDirectory] = None
         self.writer: Optional[Writer] = None
         self.metrics: Optional[MetricsServer] = None
+        self.badge: Optional[credentials.Badge] = None
         self.channel: Optional[Channel] = None
         self.sender: Optional[Sender] = None
         self.facts: Mapping[str, Any] = {}
@@ -166,18 +200,21 @@ class _Agent:
 
     def _arm(self) -> None:
         config = self.config
-        base = check_directory(config.directory, child=f"fury-{config.name}")
+        self.chunks = _chunk_directory(config)
         if config.state_directory is not None:
             check_directory(config.state_directory, "state_directory", system_allowed=True)
-        self.chunks = ChunkDirectory(base, agent=config.name, run_id=config.run_id)
-        self._open_journal(base)
+        self.badge = badge(config)
+        self._open_journal(self.chunks)
         self.console.say(
             f"{config.name} is preparing {count_text(config.jobs * config.keep, 'chunk')} of {config.chunk_mb} MB "
             f"in {self.chunks.path} (run {config.run_id})"
         )
         self.chunks.claim()
         self._resume()
-        self.facts = {**machine_facts(self.chunks.path), "journal": self._journal_place(base)}
+        self.facts = {
+            **machine_facts(self.chunks.seen_at, known_as=self.chunks.path),
+            "journal": self._journal_place(self.chunks),
+        }
         self.console.say(
             f"storage: {self.facts.get('file_system', 'unknown')} on {self.facts.get('device', 'unknown')}"
         )
@@ -207,7 +244,7 @@ class _Agent:
         self._require_two_rollovers()
         registry = make_registry(self._read, run_id=config.run_id, version=__version__, directory=self.chunks.path)
         address = config.metrics_address or own_address(config.collector_url)
-        self.metrics = MetricsServer(registry, address=address, port=config.metrics_port)
+        self.metrics = MetricsServer(registry, address=address, port=config.metrics_port, guard=guard(config))
         self.console.say(f"metrics: {self.metrics.url}")
 
     def _make_writer(self, chunks: ChunkDirectory) -> Writer:
@@ -261,7 +298,7 @@ class _Agent:
         assert self.chunks is not None
         assert self.writer is not None
         config, chunks = self.config, self.chunks
-        self.watch = Watch(chunks.path, io=config.io, slots=config.jobs * config.keep, open_slot=chunks.open_cached)
+        self.watch = Watch(chunks.seen_at, io=config.io, slots=config.jobs * config.keep, open_slot=chunks.open_cached)
         self.honesty = self.watch.confirm(probed_bytes=self.writer.probed_bytes)
         if self.config.io == "direct" and self.honesty.io_used != "direct":
             raise self._no_direct("took it and wrote through the page cache all the same")
@@ -281,7 +318,7 @@ class _Agent:
             "give io=buffered or io=sync, or a directory on another file system",
         )
 
-    def _open_journal(self, base: str) -> None:
+    def _open_journal(self, chunks: ChunkDirectory) -> None:
         """Takes up what earlier processes of this run left; whatever is wrong with it, events are then kept in memory."""
         config = self.config
         if config.state_directory is None or config.collector_url is None:
@@ -299,18 +336,18 @@ class _Agent:
         )
         if self.keeper.start(_JOURNAL_OPEN_S):
             self.earlier = [epoch for epoch in self.keeper.epochs if epoch not in self.earlier] + self.earlier
-            self.console.say(f"journal: {path}, {self._journal_place(base)}")
+            self.console.say(f"journal: {path}, {self._journal_place(chunks)}")
             inherited = self.events.counts().inherited
             if inherited:
                 self.console.say(f"{count_text(inherited, 'event')} of earlier processes will be delivered first")
         self._say_notices()
 
-    def _journal_place(self, base: str) -> str:
+    def _journal_place(self, chunks: ChunkDirectory) -> str:
         """Whether keeping events and testing the storage are in each other's way."""
         if self.keeper is None or not self.keeper.attached or self.config.state_directory is None:
             return "in memory"
         try:
-            same = os.stat(self.config.state_directory).st_dev == os.stat(base).st_dev
+            same = os.stat(self.config.state_directory).st_dev == os.stat(chunks.storage).st_dev
         except OSError:
             same = True
         return "on the file system under test" if same else "on another file system than the one under test"
@@ -958,7 +995,7 @@ class _Agent:
         )
 
     def _make_channel(self, url: str) -> Channel:
-        return Channel(url, run_id=self.config.run_id, agent=self.config.name, epoch=self.epoch)
+        return Channel(url, run_id=self.config.run_id, agent=self.config.name, epoch=self.epoch, badge=self.badge)
 
     def _start_sender(self, channel: Channel) -> None:
         self.sender = Sender(

@@ -1,6 +1,6 @@
 """The only module that touches the network on the agent's behalf: asking for the start, and delivering events.
 
-TLS and tokens belong here.
+TLS and the token are here as well: the run's own authority is the only one that is believed (RFC 8446, RFC 6750).
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import http.client
 import json
 import random
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
 from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+
+from fury_agent.credentials import Badge
 
 _TIMEOUT_S = 10.0
 # What a request may take beyond that: a batch of 64 KiB needs 8 s on a link of 64 kbit/s that it has for itself.
@@ -102,13 +105,20 @@ class Channel:
         run_id: str,
         agent: str,
         epoch: str,
+        badge: Optional[Badge] = None,
         timeout_s: float = _TIMEOUT_S,
         slowest_bytes_per_s: float = _SLOWEST_BYTES_PER_S,
     ) -> None:
         parts = urllib.parse.urlsplit(url)
         self.url = url
         self._host = parts.hostname or ""
-        self._port = parts.port or 80
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._context = None
+        self._headers = {"Content-Type": "application/json"}
+        if badge is not None:
+            self._context = badge.context
+            self._context.sslsocket_class = _SecureSocket
+            self._headers["Authorization"] = f"Bearer {badge.token}"
         quoted = urllib.parse.quote(run_id, safe=""), urllib.parse.quote(agent, safe="")
         self._path = "/api/v1/runs/{}/agents/{}/".format(*quoted)
         self.epoch = epoch
@@ -167,10 +177,16 @@ class Channel:
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0:
             raise Trouble("no connection: timed out")
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=min(left_s, self._timeout_s))
+        timeout_s = min(left_s, self._timeout_s)
+        connection = (
+            http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+            if self._context is None
+            else http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._context)
+        )
         try:
             connection.connect()  # sets TCP_NODELAY
-            connection.sock = _Socket.of(connection.sock)
+            if self._context is None:
+                connection.sock = _Socket.of(connection.sock)
         except (OSError, UnicodeError) as error:  # the latter for a host name that DNS cannot spell
             connection.close()
             raise Trouble(f"no connection: {_reason(error)}") from error
@@ -190,11 +206,11 @@ class Channel:
     def _post_once(self, what: str, body: bytes) -> Dict[str, Any]:
         self._connect()
         connection = self._connection
-        if connection is None or not isinstance(connection.sock, _Socket):
+        if connection is None or not isinstance(connection.sock, (_Socket, _SecureSocket)):
             raise Trouble("no connection")
         connection.sock.deadline_s = self._deadline_s
         try:
-            connection.request("POST", self._path + what, body, {"Content-Type": "application/json"})
+            connection.request("POST", self._path + what, body, self._headers)
             response = connection.getresponse()
             text = response.read(_MAX_ANSWER_BYTES + 1)
             status = response.status
@@ -222,8 +238,16 @@ class Channel:
         raise Trouble(f"{sentence} ({status})")
 
 
+def _arm(connection: Any) -> None:
+    """Give the next call on a socket what is left until its `deadline_s`, however little at a time comes or goes."""
+    left_s = connection.deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise socket.timeout("timed out")  # TimeoutError is its name only from 3.10 on
+    connection.settimeout(left_s)
+
+
 class _Socket(socket.socket):
-    """A socket on which no call lasts beyond `deadline_s`, however little at a time comes or goes."""
+    """A socket on which no call lasts beyond `deadline_s`."""
 
     deadline_s = 0.0
 
@@ -233,18 +257,26 @@ class _Socket(socket.socket):
         return cls(other.family, other.type, other.proto, fileno=other.detach())
 
     def sendall(self, *arguments: Any) -> None:
-        self._arm()
+        _arm(self)
         super().sendall(*arguments)
 
     def recv_into(self, *arguments: Any) -> int:  # the only way in which http.client reads
-        self._arm()
+        _arm(self)
         return super().recv_into(*arguments)
 
-    def _arm(self) -> None:
-        left_s = self.deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise socket.timeout("timed out")  # TimeoutError is its name only from 3.10 on
-        self.settimeout(left_s)
+
+class _SecureSocket(ssl.SSLSocket):
+    """The same over TLS, whose sendall is made of many sends."""
+
+    deadline_s = 0.0
+
+    def send(self, *arguments: Any) -> int:
+        _arm(self)
+        return super().send(*arguments)
+
+    def recv_into(self, *arguments: Any) -> int:
+        _arm(self)
+        return super().recv_into(*arguments)
 
 
 class Pending(Protocol):
@@ -354,6 +386,8 @@ class Sender:
         try:
             receipt = self._channel.send([event.body for event in batch], epoch=batch[0].epoch)
         except Refused as refused:
+            if refused.status in (401, 403):  # it is the sender that is refused: the events are good, and stay
+                raise Trouble(str(refused)) from refused
             self.refusal = self.refusal or str(refused)
             self._set_aside(keys, str(refused))
             return
@@ -382,5 +416,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not to be believed: {error.verify_message}"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text)

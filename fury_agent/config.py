@@ -24,6 +24,8 @@ BLOCK_UNIT = 4096
 _MAX_FILE_BYTES = 1_000_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_PATH_BYTES = 3900  # Linux takes 4,095; chunks are named below it
+_NO_PATH = re.compile("[\0-\x1f\x7f\ud800-\udfff]")  # breaks lines and tables; surrogates stand for what is no UTF-8
 _TRUE = ("true", "yes", "on")
 _FALSE = ("false", "no", "off")
 _SYSTEM_DIRECTORIES = (  # what a machine cannot do without
@@ -64,6 +66,7 @@ def _choice(name: str, choices: Tuple[str, ...], example: str, help: str) -> Fie
     return Field(name, "choice", help, allowed, example, default=choices[0], choices=choices)
 
 
+_PATH_ALLOWED = f"an absolute path (UTF-8, at most {_PATH_BYTES} bytes, no control characters)"
 _NAME_ALLOWED = "1 to 64 of the characters A-Z a-z 0-9 . _ - starting with a letter or a digit"
 
 FIELDS: Tuple[Field, ...] = (
@@ -76,7 +79,7 @@ FIELDS: Tuple[Field, ...] = (
         "directory",
         "directory",
         "existing directory in which the agent makes fury-<name>; it writes nowhere else",
-        "an absolute path of an existing directory outside the system's own",
+        f"{_PATH_ALLOWED} of an existing directory outside the system's own",
         "/var/tmp",
         required=True,
     ),
@@ -141,8 +144,23 @@ FIELDS: Tuple[Field, ...] = (
         "collector_url",
         "url",
         "where events go; without it nothing is sent",
-        "http://HOST:PORT",
-        "http://10.0.0.1:9475",
+        "https://HOST:PORT (or http:// on loopback with plain_http)",
+        "https://10.0.0.1:9475",
+    ),
+    Field(
+        "credentials_directory",
+        "path",
+        "directory with what the run gave this agent: ca.pem, token, metrics.pem, readers",
+        f"{_PATH_ALLOWED} of an existing directory",
+        "/run/credentials/fury-agent-alecto.service",
+    ),
+    Field(
+        "plain_http",
+        "boolean",
+        "speak to a collector on loopback without TLS and token, for debugging by hand",
+        "true or false",
+        "true",
+        default=False,
     ),
     Field(
         "metrics_address",
@@ -168,14 +186,21 @@ FIELDS: Tuple[Field, ...] = (
         "state_directory",
         "path",
         "the agent's home, for its journal and result.json",
-        "an absolute path of an existing directory",
+        f"{_PATH_ALLOWED} of an existing directory",
         "/var/lib/fury/alecto",
+    ),
+    Field(
+        "mounted_at",
+        "path",
+        "where its unit has mounted fury-<name> of the directory, which the agent itself may then not see",
+        f"{_PATH_ALLOWED} of an existing directory",
+        "/var/lib/fury/agent-alecto/chunks",
     ),
     Field(
         "event_log",
         "file",
         "file to which the epoch, number and kind of every event is appended as it is issued, for tests",
-        "an absolute path of a file",
+        f"{_PATH_ALLOWED} of a file",
         "/tmp/alecto.events",
     ),
 )
@@ -206,6 +231,8 @@ class Config:
     free_floor_mb: int = 500
     allow_few_rollovers: bool = False
     collector_url: Optional[str] = None
+    credentials_directory: Optional[str] = None
+    plain_http: bool = False
     metrics_address: Optional[str] = None
     metrics_port: int = 0
     heartbeat_seconds: int = 5
@@ -214,6 +241,7 @@ class Config:
     drain_seconds: int = 60
     lease_seconds: int = 0
     state_directory: Optional[str] = None
+    mounted_at: Optional[str] = None
     event_log: Optional[str] = None
 
     @property
@@ -277,7 +305,7 @@ def check_field(name: str, value: Any, *, hint: Hint = hint_option) -> Any:
     """
     field = _BY_NAME.get(name)
     if field is None:
-        raise bad_input(f"{name} is not a setting of the agent{_did_you_mean(name, list(_BY_NAME))}")
+        raise bad_input(f"{_shown(name)} is not a setting of the agent{_did_you_mean(name, list(_BY_NAME))}")
     checked = _CHECKS[field.kind](field, value)
     if checked is None:
         raise bad_input(f"{name}: {_shown(value)} is not allowed; {field.allowed} is (for example {hint(field)})")
@@ -306,9 +334,37 @@ def make_config(values: Mapping[str, Any], *, hint: Hint = hint_option) -> Confi
     checked.setdefault("seconds", None)
     minutes_given = checked.pop("minutes", None)
     checked["seconds"] = checked["seconds"] or minutes_given * 60
+    if checked.get("collector_url") is not None:
+        _check_plain(checked["collector_url"], checked.get("plain_http", False), hint)
     if checked.get("run_id") is None:
         checked["run_id"] = time.strftime("manual-%Y%m%dT%H%M%SZ", time.gmtime())
     return Config(**checked)
+
+
+def _check_plain(url: str, plain_http: bool, hint: Hint) -> None:
+    """Without TLS nothing leaves this host, and only where that was asked for."""
+    parts = urllib.parse.urlsplit(url)
+    asked = hint(_BY_NAME["plain_http"])
+    if parts.scheme == "https":
+        if plain_http:
+            raise bad_input(f"plain_http is given with {url}; leave it out, or give a collector_url with http://")
+    elif not plain_http:
+        raise bad_input(
+            f"collector_url: {url} is not allowed without plain_http; https://HOST:PORT is, or for debugging on this host {asked}"
+        )
+    elif not is_loopback(parts.hostname or ""):
+        raise bad_input(
+            f"collector_url: {url} is not allowed with plain_http; only loopback is (for example http://127.0.0.1:9475), "
+            "elsewhere https://HOST:PORT"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is an IP address of loopback, or its name localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def read_file(path: str) -> Dict[str, Any]:
@@ -318,18 +374,26 @@ def read_file(path: str) -> Dict[str, Any]:
             text = file.read(_MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise bad_input(f"config: {_shown(path)} cannot be read ({reason}); give a JSON file") from None
+        raise bad_input(f"config: {_shown_path(path)} cannot be read ({reason}); give a JSON file") from None
     if len(text) > _MAX_FILE_BYTES:
-        raise bad_input(f"config: {path} is larger than a megabyte; give a JSON file of the agent's settings")
+        raise bad_input(
+            f"config: {_shown_path(path)} is larger than a megabyte; give a JSON file of the agent's settings"
+        )
     try:
         values = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise bad_input(f"config: {path} is not valid JSON ({error}); give one JSON object of settings") from None
+        raise bad_input(
+            f"config: {_shown_path(path)} is not valid JSON ({error}); give one JSON object of settings"
+        ) from None
     if not isinstance(values, dict):
-        raise bad_input(f"config: {path} holds no JSON object; give one, as in {{{hint_key(_BY_NAME['chunk_mb'])}}}")
+        raise bad_input(
+            f"config: {_shown_path(path)} holds no JSON object; give one, as in {{{hint_key(_BY_NAME['chunk_mb'])}}}"
+        )
     for name in values:
         if name not in _BY_NAME:
-            raise bad_input(f"{name} in {path} is not a setting{_did_you_mean(name, list(_BY_NAME))}")
+            raise bad_input(
+                f"{_shown(name)} in {_shown_path(path)} is not a setting{_did_you_mean(name, list(_BY_NAME))}"
+            )
     return values
 
 
@@ -343,10 +407,12 @@ def check_directory(
     """
     field = _BY_NAME[name]
     example = hint(field)
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+    if not _is_path(path):
         raise bad_input(f"{name}: {_shown(path)} is not allowed; {field.allowed} is (for example {example})")
     real = os.path.realpath(path)
-    shown = path if real == os.path.normpath(path) else f"{path} (really {real})"
+    shown = _shown_path(path) + ("" if real == os.path.normpath(path) else f" (really {_shown_path(real)})")
+    if not _is_path(real):
+        raise bad_input(f"{name}: {shown} is not allowed; {field.allowed} is (for example {example})")
     if not system_allowed and is_system_directory(real):
         raise bad_input(
             f"{name}: {shown} is the system's own and Fury does not write there; "
@@ -429,7 +495,9 @@ def parse_arguments(arguments: Sequence[str]) -> Tuple[argparse.Namespace, Dict[
     for word in unknown:
         if word.startswith("-"):
             option = word.split("=", 1)[0]
-            raise bad_input(f"{option} is not an option{_did_you_mean(option, options)} (--help lists all options)")
+            raise bad_input(
+                f"{_shown(option)} is not an option{_did_you_mean(option, options)} (--help lists all options)"
+            )
         raise bad_input(f"{_shown(word)} is one argument too many; the agent's name is the only one without an option")
     values = {name: value for name, value in vars(known).items() if name in _BY_NAME}
     return known, values
@@ -470,9 +538,13 @@ def _check_name(field: Field, value: Any) -> Optional[str]:
 
 
 def _check_path(field: Field, value: Any) -> Optional[str]:
-    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
-        return None
-    return str(value)
+    return str(value) if _is_path(value) else None
+
+
+def _is_path(value: Any) -> bool:
+    if not isinstance(value, str) or not value.startswith("/") or _NO_PATH.search(value):
+        return False
+    return len(value.encode()) <= _PATH_BYTES
 
 
 def _check_chunk_path(field: Field, value: Any) -> Optional[str]:
@@ -498,7 +570,7 @@ def _check_url(field: Field, value: Any) -> Optional[str]:
     except ValueError:
         return None
     plain = not (parts.username or parts.password or parts.query or parts.fragment) and parts.path in ("", "/")
-    if parts.scheme != "http" or not parts.hostname or not plain or port == 0:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain or port == 0:
         return None
     return value.rstrip("/")
 
@@ -524,7 +596,7 @@ def _without_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     values: Dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"{name} is given twice")
+            raise ValueError(f"{_shown(name)} is given twice")
         values[name] = value
     return values
 
@@ -541,4 +613,14 @@ def _shown(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
         text = repr(value)
+    except RecursionError:  # what could just be read cannot always be written
+        text = f"{type(value).__name__} with many levels"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _shown_path(path: str) -> str:
+    """A path for a sentence: as it is where a person can read it, else as JSON and cut."""
+    if len(path) <= 200 and path.isprintable():
+        return path
+    text = json.dumps(path)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -14,7 +14,7 @@ import socketserver
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import psutil
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from fury_agent.credentials import READER, Guard
 from fury_agent.histogram import Histogram
 from fury_agent.verdict import FuryError, Verdict
 
@@ -31,6 +32,7 @@ LATENCY_BOUNDS_S = (
 )
 _MAX_CONNECTIONS = 16
 _IDLE_S = 10.0
+_REQUEST_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +151,10 @@ def make_registry(read: Callable[[], Reading], *, run_id: str, version: str, dir
 class MetricsServer:
     """Serves `/metrics` from threads of its own until `close`."""
 
-    def __init__(self, registry: CollectorRegistry, *, address: str, port: int) -> None:
+    def __init__(self, registry: CollectorRegistry, *, address: str, port: int, guard: Optional[Guard] = None) -> None:
         """Listens at once. Raises FuryError (PRECONDITION) where the address or port cannot be had."""
         try:
-            self._server = _Server(registry, address, port)
+            self._server = _Server(registry, address, port, guard)
         except (OSError, OverflowError) as error:
             raise FuryError(Verdict.PRECONDITION, _refusal(address, port, error)) from error
         self.address = address
@@ -166,7 +168,7 @@ class MetricsServer:
     def url(self) -> str:
         """Where a browser or Prometheus finds the metrics."""
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.port}/metrics"
+        return f"{'https' if self._server.guard else 'http'}://{host}:{self.port}/metrics"
 
     def close(self) -> None:
         """Stops listening."""
@@ -179,8 +181,8 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
     block_on_close = False
     request_queue_size = 16
 
-    def __init__(self, registry: CollectorRegistry, address: str, port: int) -> None:
-        self.registry = registry
+    def __init__(self, registry: CollectorRegistry, address: str, port: int, guard: Optional[Guard]) -> None:
+        self.registry, self.guard = registry, guard
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._room = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         super().__init__((address, port), _Handler)
@@ -193,9 +195,22 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
         return self._room.acquire(blocking=False)  # beyond the bound a connection is closed, not queued
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        # Ends a client that dribbles, from the outside: the few places are for those who ask.
+        connection = [request]
+        timer = threading.Timer(_REQUEST_S, _shut, (connection,))
+        timer.daemon = True
+        timer.start()
         try:
-            super().process_request_thread(request, client_address)
+            if self.guard is not None:
+                request.settimeout(_IDLE_S)  # the handshake as a whole
+                try:
+                    connection[0] = self.guard.context.wrap_socket(request, server_side=True)
+                except OSError:  # a scanner, or a client that does not believe the run's authority
+                    self.shutdown_request(request)
+                    return
+            super().process_request_thread(connection[0], client_address)
         finally:
+            timer.cancel()
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -207,12 +222,19 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        if self.server.guard is not None and not self.server.guard.admits(self.headers.get("Authorization")):
+            self._answer(401, b"401: /metrics is read with the run's read credential (HTTP basic)\n", "text/plain")
+            return
         if self.path.split("?", 1)[0] != "/metrics":
             self.send_error(404, "only /metrics is here")
             return
-        body = generate_latest(self.server.registry)
-        self.send_response(200)
-        self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+        self._answer(200, generate_latest(self.server.registry), CONTENT_TYPE_LATEST)
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        if status == 401:
+            self.send_header("WWW-Authenticate", f'Basic realm="{READER}"')
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -222,6 +244,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def version_string(self) -> str:
         return "fury_agent"
+
+
+def _shut(connection: List[socket.socket]) -> None:
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection[0], socket.SHUT_RDWR)
 
 
 def _histogram(name: str, documentation: str, histogram: Histogram) -> HistogramMetricFamily:

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 from flask import Flask
 
 from fury_collector import api, wire
+from fury_collector.access import Access
 from fury_collector.db import Database
 from fury_collector.metrics import Metrics
 from fury_collector.run import Run
@@ -19,10 +21,11 @@ __version__ = "0.1.0"
 
 @dataclass(frozen=True)
 class Config:
-    """What an application is made of: a plan, an open database whose writer runs, clocks, and where words go."""
+    """What an application is made of: a plan, an open database whose writer runs, who may use it, clocks, where words go."""
 
     plan: wire.Plan
     database: Database
+    access: Optional[Access] = None
     barrier_seconds: float = 300.0
     wait: api.Wait = field(default_factory=api.Wait)
     tell: Callable[[str], None] = lambda line: None
@@ -40,6 +43,7 @@ def create_app(config: Config) -> Flask:
         boot_id=_boot_id(),
         barrier_seconds=config.barrier_seconds,
         tell=config.tell,
+        secure=config.access is not None,
     )
     app = Flask("fury_collector", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = wire.MAX_BODY_BYTES
@@ -52,6 +56,7 @@ def create_app(config: Config) -> Flask:
         database=config.database,
         metrics=Metrics(run),
         wait=config.wait,
+        access=config.access,
     )
     return app
 

@@ -61,11 +61,25 @@ def cli() -> None:
     show_default=True,
     help="How long to wait from now on for all agents to be ready before the run is aborted.",
 )
+@click.option(
+    "--credentials-directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where what the run gave this collector lies: tls.pem and access.json.",
+)
+@click.option(
+    "--plain-http", is_flag=True, help="Instead of it: no TLS, no credentials, only on loopback; for debugging."
+)
 @click.option("--stay", is_flag=True, help="Stay when the run is over, until SIGTERM or SIGINT.")
 def serve(**options: Any) -> None:
     """Serve one run: wait for its agents, start them together, store what they report, and end with the run."""
     from fury_collector import server  # gevent is not needed by the other commands
 
+    credentials = None if options["plain_http"] else options["credentials_directory"]
+    if credentials is None and not options["plain_http"]:
+        raise BadInput(
+            "credentials-directory is missing; give the directory that the run made for this collector, "
+            "or --plain-http to debug on this machine"
+        )
     server.serve(
         wire.plan(_read_json(options["plan_file"], "plan")),
         options["database"],
@@ -73,6 +87,7 @@ def serve(**options: Any) -> None:
         port=options["port"],
         state_file=options["state_file"],
         barrier_seconds=options["barrier_seconds"],
+        credentials=credentials,
         stay=options["stay"],
         tell=server.printer(),
     )

@@ -10,13 +10,36 @@ from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from fury_collector import live, wire
+from fury_collector.access import READER, Access
 from fury_collector.db import Database
-from fury_collector.errors import BadInput, CollectorError, Conflict, NotJson, Unavailable, Unknown
+from fury_collector.errors import (
+    BadInput,
+    CollectorError,
+    Conflict,
+    NotJson,
+    TooMany,
+    Unauthorized,
+    Unavailable,
+    Unknown,
+)
 from fury_collector.metrics import Metrics
 from fury_collector.rows import Record
 from fury_collector.run import Run
 
 T = TypeVar("T")
+
+POLICY = (
+    "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+GUARD = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
 
 
 class Wait:
@@ -43,9 +66,32 @@ class Recorder:
         return self._written[-1][1] if self._written else None
 
 
-def register(app: Flask, *, run: Run, recorder: Recorder, database: Database, metrics: Metrics, wait: Wait) -> None:
-    """Put the protocol's routes and JSON errors on the application."""
+def register(
+    app: Flask,
+    *,
+    run: Run,
+    recorder: Recorder,
+    database: Database,
+    metrics: Metrics,
+    wait: Wait,
+    access: Optional[Access],
+) -> None:
+    """Put the protocol's routes and JSON errors on the application; without `access`, on loopback, everybody may do all."""
     api = Blueprint("api", __name__)
+    agents_own = {"api.ready", "api.events"}
+    controllers_own = {"api.stop", "api.close"}
+
+    @app.before_request
+    def admit() -> None:
+        if access is None or request.endpoint == "api.healthz":
+            return
+        shown = request.headers.get("Authorization")
+        if request.endpoint in agents_own:
+            access.admit_agent(str((request.view_args or {})["name"]), shown, revoked=run.revoked)
+        elif request.endpoint in controllers_own:
+            access.admit_controller(shown)
+        else:  # what does not exist is not told to strangers either
+            access.admit_reader(shown)
 
     def settle() -> None:
         """Wait until everything up to now is on disk: nobody is told of a start that a crash could forget."""
@@ -134,6 +180,12 @@ def register(app: Flask, *, run: Run, recorder: Recorder, database: Database, me
     def healthz() -> Response:
         return _json({"status": "ok"})
 
+    @app.after_request
+    def guard(response: Response) -> Response:
+        response.headers.update(GUARD)
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
     app.register_blueprint(api)
     app.register_blueprint(live.blueprint(run))
     _register_errors(app)
@@ -143,8 +195,10 @@ def _register_errors(app: Flask) -> None:
     @app.errorhandler(CollectorError)
     def refused(error: CollectorError) -> Response:
         response = _error(error.status, error.message, error.field)
-        if isinstance(error, Unavailable):
+        if isinstance(error, (Unavailable, TooMany)):
             response.headers["Retry-After"] = "1"
+        if isinstance(error, Unauthorized):
+            response.headers["WWW-Authenticate"] = f'{error.scheme} realm="{READER}"'
         return response
 
     @app.errorhandler(HTTPException)
@@ -169,7 +223,10 @@ def _body() -> Any:
         raise NotJson(f"the content type must be application/json, not {wire.shown(request.mimetype)}")
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise NotJson("the body must not be encoded: send plain JSON without Content-Encoding")
-    return wire.loads(request.get_data(cache=False))
+    raw = request.get_data(cache=False)
+    if request.content_length is None and len(raw) >= wire.MAX_BODY_BYTES:  # chunks: Werkzeug stops there without a word
+        raise RequestEntityTooLarge
+    return wire.loads(raw)
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -24,6 +24,22 @@ class BadInput(CollectorError):
     status = 400
 
 
+class Unauthorized(CollectorError):
+    """Whoever asks has not shown that they may; `scheme` is how that is done (RFC 9110, 11.6.1)."""
+
+    status = 401
+
+    def __init__(self, message: str, scheme: str) -> None:
+        super().__init__(message)
+        self.scheme = scheme
+
+
+class TooMany(CollectorError):
+    """One agent asks too often; it is to try again later."""
+
+    status = 429
+
+
 class Unknown(CollectorError):
     """The run or the agent is not one of this collector's."""
 

@@ -21,10 +21,6 @@ SHOWN_MISSING = 10
 MESSAGES_BYTES = 10_000
 LONGEST_TEXT = 300
 LONGEST_HOST = 60
-POLICY = (
-    "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 # Not a folder but a list: nothing else is ever served.
 _ASSETS = {
@@ -76,14 +72,6 @@ def blueprint(run: Run) -> Blueprint:
     def figures() -> Response:
         query = wire.live_query(request.args.items(multi=True))
         return Response(wire.dumps(overview(run, query)), content_type="application/json")
-
-    @pages.after_request
-    def guard(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers.setdefault("Cache-Control", "no-store")
-        return response
 
     return pages
 

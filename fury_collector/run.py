@@ -261,6 +261,7 @@ class Run:
         boot_id: str,
         barrier_seconds: float = 300.0,
         tell: Callable[[str], None] = lambda line: None,
+        secure: bool = False,
     ) -> None:
         """Take up the run where the database has it: a fresh one is armed, everybody gets a full window of silence."""
         now = clock()
@@ -271,6 +272,7 @@ class Run:
         self.start_mono_s = rows.state.start_mono_s
         self.outbox: list[Record] = []
         self._clock, self._wall, self._tell = clock, wall, tell
+        self._secure = secure  # agents serve their metrics as the collector serves itself
         self._boot_id = boot_id
         self._barrier_seconds = barrier_seconds
         self._opened = now
@@ -418,6 +420,12 @@ class Run:
                 self._curve.add(elapsed, rate)
 
     @property
+    def revoked(self) -> bool:
+        """Whether the agents' tokens are void: the drain is over, and its last answers have had their time."""
+        since = 0.0 if self._end_wall is None else self._wall() - self._end_wall  # also of an earlier process
+        return self._closed or since > (ABORT_LINGER_S if self.state == "aborted" else LINGER_S)
+
+    @property
     def over(self) -> bool:
         """Whether the collector may exit: closed, or finished or aborted long enough for the last answers."""
         if self._closed:
@@ -471,7 +479,7 @@ class Run:
         return [
             {
                 "targets": [_address(agent.ready.metrics_address, agent.ready.metrics_port)],
-                "labels": {"agent": agent.name, "host": agent.host},
+                "labels": {"agent": agent.name, "host": agent.host} | ({"__scheme__": "https"} if self._secure else {}),
             }
             for agent in self._agents.values()
             if agent.ready is not None and agent.ready.metrics_port and agent.health != "finished"

@@ -1,13 +1,14 @@
 """The collector as a process: a gevent WSGI server that no slow client can hold up, and the loop of a run's life.
 
 Nothing is monkey-patched. The hub's thread serves HTTP and owns the run; the database's writer is a thread of its own,
-and a request waits for its commit without keeping the others waiting. TLS belongs to `listen` when it comes.
+and a request waits for its commit without keeping the others waiting. Without TLS it listens on loopback only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -26,10 +28,12 @@ import gevent.event
 import gevent.pool
 import gevent.pywsgi
 import gevent.socket
+import gevent.ssl
 
 from fury_collector import Config, api, create_app, report, wire
+from fury_collector.access import Access, refusal
 from fury_collector.db import Database
-from fury_collector.errors import CollectorError, Precondition
+from fury_collector.errors import BadInput, CollectorError, Precondition
 from fury_collector.run import Run
 
 IDLE_S = 75.0  # between two requests of a connection
@@ -41,6 +45,19 @@ FEWEST_CONNECTIONS = 8
 TICK_S = 0.5
 
 T = TypeVar("T")
+
+
+def _refusal(status: str, sentence: str) -> bytes:
+    """An answer to what never reaches the application, of the kind that the application gives."""
+    body = wire.dumps({"error": sentence, "field": None})
+    head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n{body}".encode("ascii")
+
+
+_REFUSALS = {
+    400: _refusal("400 Bad Request", "this is not a request of HTTP/1.1 with headers of at most 65536 bytes each, 100 at most"),
+    414: _refusal("414 URI Too Long", f"the request line is longer than {gevent.pywsgi.MAX_REQUEST_LINE} bytes"),
+}
 
 
 class HubWait(api.Wait):
@@ -82,6 +99,12 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
         """Serve one connection to its end."""
         self.server.make_room()
         try:
+            if self.server.ssl_enabled:
+                self._give(HEAD_S)
+                try:
+                    self.socket.do_handshake()
+                except OSError:  # a scanner, or a client that does not believe this run's authority
+                    return
             super().handle()
         finally:
             self._give(None)
@@ -109,6 +132,14 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
             super().handle_one_response()
         finally:
             self.server.answering -= 1
+
+    def handle_one_request(self) -> Any:
+        """Serve a request; what is none is answered as everything else is, and ends the connection."""
+        result = super().handle_one_request()
+        return result if result is None or result is True else (result[0], _REFUSALS[int(result[0])])
+
+    def _handle_client_error(self, ex: Exception) -> Any:
+        return ("400", b"")  # gevent's would print the traceback of some
 
     def log_error(self, msg: str, *args: Any) -> None:
         """Broken requests are answered, not logged: their number is the sender's choice."""
@@ -146,7 +177,7 @@ class Server(gevent.pywsgi.WSGIServer):  # type: ignore[misc] # gevent has no ty
     Without that, idle clients of a process with few descriptors would keep all others out; who is shut out sends again.
     """
 
-    def __init__(self, listener: Any, app: Any, *, connections: int) -> None:
+    def __init__(self, listener: Any, app: Any, *, connections: int, context: Optional[gevent.ssl.SSLContext]) -> None:
         super().__init__(
             listener,
             app,
@@ -154,6 +185,8 @@ class Server(gevent.pywsgi.WSGIServer):  # type: ignore[misc] # gevent has no ty
             error_log=sys.stderr,
             handler_class=Handler,
             spawn=gevent.pool.Pool(connections),
+            # The handshake is the handler's, which gives it its time.
+            **({} if context is None else {"ssl_context": context, "do_handshake_on_connect": False}),
         )
         self.answering = 0
         self.idle: dict[Handler, None] = {}  # the longest idle first
@@ -175,10 +208,25 @@ def serve(
     port: int,
     state_file: Optional[Path],
     barrier_seconds: float,
+    credentials: Optional[Path],
     stay: bool,
     tell: Callable[[str], None],
 ) -> None:
-    """Serve one run until it is over (or, with `stay`, until a signal), then print the general statistics."""
+    """Serve one run until it is over (or, with `stay`, until a signal), then print the general statistics.
+
+    credentials: the directory with what the run gave this collector (fury_collector.access); None for plain HTTP without any
+    credential, on loopback only.
+    """
+    access = context = None
+    if credentials is not None:
+        access, context = Access.read(credentials, now=time.monotonic), _server_context(credentials)
+    elif not _is_loopback(host):
+        raise BadInput(
+            f"host: {host} is not allowed with --plain-http; an address of loopback is (for example 127.0.0.1)"
+        )
+    if state_file is not None and not os.access(state_file.parent, os.W_OK | os.X_OK):
+        why = "it cannot be written to" if state_file.parent.is_dir() else "there is no such directory"
+        raise Precondition(f"cannot write the state file {state_file}: {why}; name another with --state-file")
     descriptors = _raise_descriptor_limit()
     listener = listen(host, port)
     database = None
@@ -190,6 +238,8 @@ def serve(
             database,
             listener,
             state_file,
+            access=access,
+            context=context,
             barrier_seconds=barrier_seconds,
             stay=stay,
             tell=tell,
@@ -207,6 +257,8 @@ def _serve(
     listener: Any,
     state_file: Optional[Path],
     *,
+    access: Optional[Access],
+    context: Optional[gevent.ssl.SSLContext],
     barrier_seconds: float,
     stay: bool,
     tell: Callable[[str], None],
@@ -215,14 +267,14 @@ def _serve(
     ending = gevent.event.Event()
     handlers = [gevent.signal_handler(number, ending.set) for number in (signal.SIGTERM, signal.SIGINT)]
     wait = HubWait()
-    app = create_app(Config(plan, database, barrier_seconds=barrier_seconds, wait=wait, tell=tell))
+    app = create_app(Config(plan, database, access=access, barrier_seconds=barrier_seconds, wait=wait, tell=tell))
     run: Run = app.extensions["fury_run"]
     recorder: api.Recorder = app.extensions["fury_recorder"]
-    server = Server(listener, app, connections=connections)
+    server = Server(listener, app, connections=connections, context=context)
     try:
         server.start()
         where, listening = listener.getsockname()[:2]
-        url = _url(where, listening)
+        url = _url("http" if context is None else "https", where, listening)
         if state_file is not None:
             _write_state(
                 state_file, {"pid": os.getpid(), "host": where, "port": listening, "run_id": plan.run_id, "url": url}
@@ -296,9 +348,29 @@ def _write_state(path: Path, state: dict[str, Any]) -> None:
         ) from None
 
 
-def _url(host: str, port: int) -> str:
+def _url(scheme: str, host: str, port: int) -> str:
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    return f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _server_context(credentials: Path) -> gevent.ssl.SSLContext:
+    """TLS with the key and certificate in tls.pem; Precondition if they can't be used."""
+    context = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = gevent.ssl.TLSVersion.TLSv1_3
+    path = credentials / "tls.pem"
+    try:
+        context.load_cert_chain(path)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        why = error.strerror if isinstance(error, FileNotFoundError) else "it holds no key with its certificate"
+        raise Precondition(refusal(path, str(why))) from None
+    return context
 
 
 def _raise_descriptor_limit() -> int:

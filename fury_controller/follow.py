@@ -14,6 +14,7 @@ POLL_S = 0.25
 SLOW_POLL_S = 1.0
 BUSY = 0.1  # the share of its time that the collector may spend on these answers: a large fleet's cost it something
 PLAIN_LINE_EVERY_S = 10.0  # without a terminal a progress line is a line of its own: fewer of them
+TIMEOUT_S = 5.0
 PATIENCE_S = 15.0  # how long the collector may be silent before it is said
 STOPPING_S = 30.0  # how long a stopped run may take to deliver what it has
 
@@ -53,6 +54,7 @@ def progress(state: Mapping[str, Any]) -> str:
 class Follower:
     """One run seen from the controller.
 
+    opener: reaches the collector as its run's controller; reading: who may read the live page, for the terminal;
     say: prints a line for good; show: shows the progress line, replaced by the next (None where there is no terminal);
     interrupted: asked between two questions to the collector, True once the user wants to stop.
     """
@@ -62,6 +64,8 @@ class Follower:
         *,
         url: str,
         run_id: str,
+        opener: urllib.request.OpenerDirector,
+        reading: str,
         say: Callable[[str], None],
         show: Callable[[str], None] | None,
         interrupted: Callable[[], bool],
@@ -70,6 +74,7 @@ class Follower:
     ) -> None:
         self._page = f"{url}/"
         self._url = f"{url}/api/v1/runs/{run_id}"
+        self._open, self._reading = opener.open, reading
         self._say, self._show, self._interrupted = say, show, interrupted
         self._clock, self._sleep = clock, sleep
         self._seen_messages = -1
@@ -124,7 +129,7 @@ class Follower:
             f"{self._url}/{action}", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
         )
         with contextlib.suppress(OSError):  # following goes on and will see for itself
-            _open(request).close()
+            self._open(request, timeout=TIMEOUT_S).close()
 
     # -- internals
 
@@ -154,7 +159,7 @@ class Follower:
         )
 
     def _get(self) -> dict[str, Any]:
-        with _open(urllib.request.Request(self._url)) as answer:
+        with self._open(self._url, timeout=TIMEOUT_S) as answer:
             state: dict[str, Any] = json.load(answer)
         return state
 
@@ -163,7 +168,9 @@ class Follower:
         if state["state"] not in ("arming", "aborted"):
             armed = len(state["agents"]) - len(state["missing"])
             expected = state["fleet"]["agents_expected"]
-            self._once("armed", f"armed: {armed} of {expected} agents are ready; live page: {self._page}")
+            self._once(
+                "armed", f"armed: {armed} of {expected} agents are ready; live page: {self._page} ({self._reading})"
+            )
         if state["state"] in ("running", "draining", "finished") and state["start_skew_s"] is not None:
             if "started" not in self._told:
                 self._shown_at = float("-inf")
@@ -203,9 +210,3 @@ class Follower:
     @staticmethod
     def _outcome(state: Mapping[str, Any]) -> Outcome:
         return Outcome(state["state"], state["reason"], list(state["agents"]), state["start_skew_s"])
-
-
-def _open(request: urllib.request.Request) -> Any:
-    # A proxy from the environment has no business between the controller and its collector.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    return opener.open(request, timeout=5.0)

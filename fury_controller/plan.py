@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import ipaddress
+import reprlib
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,10 @@ from fury_collector.errors import BadInput as BadObjective
 from fury_controller import grafana
 
 # What the run itself tells each agent.
-RUNS_OWN = ("name", "run_id", "collector_url", "barrier_seconds", "lease_seconds", "state_directory")
+RUNS_OWN = (
+    "name", "run_id", "collector_url", "credentials_directory", "plain_http", "barrier_seconds", "lease_seconds",
+    "state_directory", "mounted_at",
+)  # fmt: skip
 # What an agent may be told through the inventory or extra-vars, by the agent's own names (docs/protocol.md).
 AGENT_PARAMETERS = tuple(field.name for field in FIELDS if field.name not in RUNS_OWN)
 # Those that say what is written and how, for the results.
@@ -34,6 +38,7 @@ RUN_PARAMETERS: dict[str, Any] = {
     "fury_base": "",  # where homes lie on hosts
     "fury_collector_address": "",  # at which address the hosts reach the collector; found out
     "fury_collector_port": 9475,
+    "fury_credentials": "",  # where the read password and the authorities' certificates lie; credentials/ beside run.yml
     "fury_grafana_url": "",  # a Grafana with the dashboards of grafana/, for a link at the end
     "fury_mode": "auto",
     "fury_results": "",  # results/ beside run.yml
@@ -43,6 +48,8 @@ RUN_PARAMETERS: dict[str, Any] = {
 }
 MODES = ("auto", "systemd", "process")
 DEFAULT_DIRECTORY = "/var/tmp"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 120
 CONTROLLERS_OWN = ("127.0.0.1", "localhost", "::1")
 
 
@@ -78,8 +85,9 @@ def make_plan(
     for parameter in RUN_PARAMETERS:
         values = {str(hostvars[name].get(parameter)) for name in agents}
         if len(values) > 1:
+            given = ", ".join(one if one.isprintable() and len(one) <= 200 else _shown(one) for one in sorted(values)[:5])
             problems.append(
-                f"{parameter}: {', '.join(sorted(values))} are given for different agents, but it holds for the whole run; "
+                f"{parameter}: {given} are given for different agents, but it holds for the whole run; "
                 "give it once, in [all:vars] or with -e"
             )
     collector = _collector(agents, hostvars, collectors, run, problems)
@@ -97,8 +105,10 @@ def make_plan(
     longest = max(agent["runtime_s"] for agent in planned.values())
     drain = max(agent["config"]["drain_seconds"] for agent in planned.values())
     results = Path(run["fury_results"] or repo / "results")
+    lease = run["fury_barrier_seconds"] + longest + drain + run["fury_slack_seconds"]
     return {
         "run_id": run_id,
+        "credentials": str(run["fury_credentials"] or repo / "credentials"),
         "agents": planned,
         "collector": collector,
         "grafana_url": str(run["fury_grafana_url"]),
@@ -106,7 +116,7 @@ def make_plan(
         "base": run["fury_base"],
         "barrier_seconds": run["fury_barrier_seconds"],
         "running_seconds": longest + drain + 15,
-        "lease_seconds": run["fury_barrier_seconds"] + longest + drain + run["fury_slack_seconds"],
+        "lease_seconds": lease,
         "results": str(results / run_id),
         "collector_plan": {
             "run_id": run_id,
@@ -135,13 +145,15 @@ def _objectives(value: Any, planned: Mapping[str, Mapping[str, Any]], problems: 
             value = Path(value).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            problems.append(f"slo: {value} cannot be read ({reason}); give an object or a file that holds one")
+            shown = value if len(value) <= 200 and value.isprintable() else _shown(value)
+            problems.append(f"slo: {shown} cannot be read ({reason}); give an object or a file that holds one")
             return {}
     if isinstance(value, str):
         try:
             value = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            problems.append(f"slo: {' '.join(str(error).split())}; give one object of JSON or YAML")
+        except (yaml.YAMLError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            problems.append(f"slo: {reason if len(reason) <= 400 else reason[:397] + '...'}; give one object of JSON or YAML")
             return {}
         if isinstance(value, dict) and set(value) == {"slo"}:
             value = value["slo"]
@@ -187,7 +199,7 @@ def _misspelt_extra_vars(extra_vars: Mapping[str, Any]) -> list[str]:
     """A sentence for each extra-var that Fury does not know: a typo there would silently run something else."""
     known = [*AGENT_PARAMETERS, *RUN_PARAMETERS]
     return [
-        f"{name} is not a parameter of Fury{_did_you_mean(name, known)}"
+        f"{name if name.isidentifier() else _shown(name)} is not a parameter of Fury{_did_you_mean(name, known)}"
         for name in extra_vars
         if name not in known and not name.startswith("ansible_")
     ]
@@ -212,6 +224,12 @@ def _role_variable(name: str) -> bool:
     return name.startswith(("fury_agent_", "fury_collector_", "fury_plan"))
 
 
+def _shown(value: Any) -> str:
+    """The value for a sentence: as Python has it, cut to what a person reads."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
@@ -232,26 +250,26 @@ def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[s
             possible = False
         if not possible:
             default = RUN_PARAMETERS[name]
-            problems.append(f"{name}: {run[name]!r} is not allowed; {allowed} is (for example -e {name}={default})")
+            problems.append(f"{name}: {_shown(run[name])} is not allowed; {allowed} is (for example -e {name}={default})")
             run[name] = default
     if run["fury_mode"] not in MODES:
         problems.append(
-            f"fury_mode: {run['fury_mode']!r} is not allowed; {', '.join(MODES)} are (for example -e fury_mode=auto)"
+            f"fury_mode: {_shown(run['fury_mode'])} is not allowed; {', '.join(MODES)} are (for example -e fury_mode=auto)"
         )
-    for name in ("fury_base", "fury_results"):
+    for name in ("fury_base", "fury_credentials", "fury_results"):
         if run[name] and not str(run[name]).startswith("/"):
             problems.append(
-                f"{name}: {run[name]!r} is not allowed; an absolute path is (for example -e {name}=/srv/fury)"
+                f"{name}: {_shown(run[name])} is not allowed; an absolute path is (for example -e {name}=/srv/fury)"
             )
     if run["fury_grafana_url"] and not grafana.is_address(run["fury_grafana_url"]):
         problems.append(
-            f"fury_grafana_url: {run['fury_grafana_url']!r} is not allowed; http or https, a host, a port and a path are, "
+            f"fury_grafana_url: {_shown(run['fury_grafana_url'])} is not allowed; http or https, a host, a port and a path are, "
             "without user and query (for example -e fury_grafana_url=http://10.0.0.1:3000)"
         )
     address = run["fury_collector_address"]
     if address and not _is_address(str(address)):
         problems.append(
-            f"fury_collector_address: {address!r} is not allowed; an IP address or a host name is, without port or scheme "
+            f"fury_collector_address: {_shown(address)} is not allowed; an IP address or a host name is, without port or scheme "
             "(for example -e fury_collector_address=10.0.0.1)"
         )
         run["fury_collector_address"] = ""
@@ -332,11 +350,23 @@ def _collector(
         "port": port,
         "url": _url(own, port),
         "urls": {name: _url(address, port) for name, address in addresses.items()},
+        # What its certificate is for: wherever the hosts, the controller and people on its own machine find it.
+        "addresses": _certifiable([*found, own, *_names_of(host, {} if on_controller else hostvars[host])]),
     }
 
 
 def _url(address: str, port: int) -> str:
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    return f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
+
+
+def _names_of(name: str, variables: Mapping[str, Any]) -> list[str]:
+    """Where a host may be found: as Ansible names it, on itself, and the controller's own machine by its host name."""
+    local = not variables or is_local(variables)
+    return [socket.gethostname() if local else str(variables.get("ansible_host") or name), "127.0.0.1", "localhost"]
+
+
+def _certifiable(addresses: Sequence[str]) -> list[str]:
+    return [one for one in dict.fromkeys(addresses) if _is_address(one)]
 
 
 def _own_address_towards(target: str, name: str, problems: list[str]) -> str:
@@ -397,6 +427,7 @@ def _agent(
     defaults = {field.name: getattr(config, field.name) for field in FIELDS if hasattr(config, field.name)}
     return {
         "host": _host(name, variables),
+        "addresses": _certifiable(_names_of(name, variables)),
         "config": {key: value for key, value in defaults.items() if value is not None},
         "runtime_s": config.runtime_s,
         "ring_bytes": config.ring_bytes + BLOCK_UNIT,

@@ -53,8 +53,13 @@ def test_the_agents_leaves_never_import_each_other() -> None:
     """Config, chunks, writer and their like take plain values; agent puts them together. Two have parts of their own."""
     leaves = {"config", "chunks", "writer", "metrics", "events", "journal", "channel", "console", "deadline", "honesty"}
     shared = {"verdict", "histogram"}
-    parts = {"writer": {"data", "steady"}, "honesty": {"machine", "pagecache", "steady"}}
-    for module in leaves | {"data", "steady", "machine", "pagecache"}:
+    parts = {
+        "writer": {"data", "steady"},
+        "channel": {"credentials"},
+        "metrics": {"credentials"},
+        "honesty": {"machine", "pagecache", "steady"},
+    }
+    for module in leaves | {"data", "steady", "machine", "pagecache", "credentials"}:
         ours = {
             name.split(".")[1]
             for name in imports(REPO / "fury_agent" / f"{module}.py")
@@ -100,10 +105,11 @@ def test_the_honesty_checks_are_the_documented_ones() -> None:
 def test_what_an_agent_sends_is_what_the_collector_takes(tmp_path: Path) -> None:
     """Every batch of a run with jobs, ramp and reading back passes the collector's checks, and its sums are the page's."""
     peer = Peer()
-    line = (
-        f"alecto --chunk-mb 1 --seconds 2 --directory {tmp_path} --collector-url {peer.url} --jobs 2 --ramp-seconds 1"
+    line = f"alecto --chunk-mb 1 --seconds 2 --directory {tmp_path} --collector-url {peer.url} --plain-http"
+    more = (
+        "--jobs 2 --ramp-seconds 1 --verify readback --rate-mb-s 20 --block-kb 64 "
+        "--heartbeat-seconds 1 --sample-seconds 1 --drain-seconds 10"
     )
-    more = "--verify readback --rate-mb-s 20 --block-kb 64 --heartbeat-seconds 1 --sample-seconds 1 --drain-seconds 10"
     try:
         agent = AgentProcess([*line.split(), *more.split()]).finish()
     finally:

@@ -11,6 +11,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from fury_controller import interrupt, trust
 from fury_controller.follow import Follower
 
 
@@ -22,7 +23,8 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         arguments = self._task.args
-        stop_file = os.environ.get("FURY_STOP_FILE", "")
+        assert task_vars is not None
+        plan = task_vars["fury_plan"]
         line_open = False
 
         def say(line: str) -> None:
@@ -43,9 +45,10 @@ class ActionModule(ActionBase):
             run_id=arguments["run_id"],
             say=say,
             show=show if os.environ.get("FURY_TERMINAL") == "1" else None,
-            interrupted=lambda: bool(stop_file) and os.path.exists(stop_file),
+            interrupted=interrupt.asked,
+            opener=trust.opener(plan["authority"], trust.control_token(plan["run_id"])),
+            reading=f"user {trust.READER}, password in {Path(plan['credentials']) / trust.PASSWORD_FILE}",
         )
-        assert task_vars is not None
         failed = {}
         for name in task_vars["fury_plan"]["agents"]:
             variables = task_vars["hostvars"][name]
@@ -56,7 +59,6 @@ class ActionModule(ActionBase):
             for name, reason in failed.items():
                 say(f"error: {name} could not be armed: {reason}")
             follower.post("stop", reason=f"{', '.join(failed)} could not be armed")
-        plan = task_vars["fury_plan"]
         outcome = follower.follow(arming_s=plan["barrier_seconds"] + 30, running_s=plan["running_seconds"])
         if outcome.state == "unreachable":
             say(f"error: {outcome.reason}")

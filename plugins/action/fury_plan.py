@@ -12,6 +12,7 @@ from ansible.utils.vars import load_extra_vars
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
+from fury_controller import trust  # noqa: E402
 from fury_controller.plan import BadInput, make_plan  # noqa: E402
 
 
@@ -36,6 +37,13 @@ class ActionModule(ActionBase):
         except BadInput as error:
             for problem in error.problems:
                 self._display.display(f"BAD_INPUT: {problem}", color="red", stderr=True)
+            self._display.display("nothing was changed on any host", stderr=True)
+            return {"failed": True, "fury_said": True, "msg": str(error)}
+        try:
+            plan["authority"] = trust.authority(plan["run_id"], seconds=plan["lease_seconds"])
+            trust.prepare(Path(plan["credentials"]), plan["authority"])
+        except trust.NotPossible as error:
+            self._display.display(f"PRECONDITION: {error}", color="red", stderr=True)
             self._display.display("nothing was changed on any host", stderr=True)
             return {"failed": True, "fury_said": True, "msg": str(error)}
         self._display.display(plan["summary"])

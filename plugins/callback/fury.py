@@ -21,14 +21,17 @@ import os  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
-import tempfile  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
 from types import FrameType  # noqa: E402
 from typing import Any  # noqa: E402
 
 from ansible import constants as C  # noqa: E402
 from ansible import context  # noqa: E402
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from fury_controller import interrupt, trust  # noqa: E402
 
 QUIET = ("v2_playbook_on_task_start", "v2_runner_on_ok", "v2_runner_on_skipped",
          "v2_runner_item_on_ok", "v2_runner_item_on_skipped", "v2_runner_retry",
@@ -116,10 +119,8 @@ class CallbackModule(DefaultCallback):
     def v2_playbook_on_start(self, playbook: Any) -> None:
         super().v2_playbook_on_start(playbook)
         sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
-        self._stop_directory = tempfile.mkdtemp(prefix="fury-")
-        stop_file = os.path.join(self._stop_directory, "stop")
-        # Workers inherit these; fury_follow reads them there.
-        os.environ["FURY_STOP_FILE"] = stop_file
+        trust.begin()  # here, since the processes that do the tasks are forked from this one and inherit it
+        # They inherit these as well; fury_follow reads them.
         os.environ["FURY_TERMINAL"] = "1" if sys.stdout.isatty() and not self._display.verbosity else "0"
         os.environ["FURY_COLUMNS"] = str(shutil.get_terminal_size().columns)
         leave_at_once = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -127,8 +128,7 @@ class CallbackModule(DefaultCallback):
         def stop(signum: int, frame: FrameType | None) -> None:
             signal.signal(signal.SIGINT, leave)
             signal.signal(signal.SIGTERM, leave)
-            with open(stop_file, "w", encoding="ascii"):
-                pass
+            interrupt.ask()
             os.write(2, b"\nthe run is being stopped and cleaned up; once more to leave at once\n")
 
         def leave(signum: int, frame: FrameType | None) -> None:
@@ -141,15 +141,6 @@ class CallbackModule(DefaultCallback):
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
-        main_process = os.getpid()
-
-        import atexit
-
-        def forget() -> None:
-            if os.getpid() == main_process:
-                shutil.rmtree(self._stop_directory, ignore_errors=True)
-
-        atexit.register(forget)
 
     def v2_playbook_on_no_hosts_matched(self) -> None:
         self._display.display("BAD_INPUT: no host matches; name agents in the inventory's group fury_agents, "

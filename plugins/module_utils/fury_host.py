@@ -8,13 +8,19 @@ when nobody else came. Both remove with the same code. Python 3.9+, standard lib
         service.json         what is put where: all that removal has to know, written once, before anything else
         tree/                the program with its libraries, and this file
         config.json, …       files for the program
+        secrets/             what it is known by; systemd hands copies to its user (LoadCredential=), otherwise it reads them here
         agent.log            what it prints
         state/               what it writes; only this belongs to the service's own user
+        directory, chunks/   with systemd: a link to the agent's chunk directory, and where its unit mounts that for it, so that
+                             no path of a user's has to stand in a unit, and all other directories can be hidden from it
 
 What is promised when nobody comes back: with systemd the reaper removes everything when the lease is over, and at the next
 boot if the host goes down before; what it can't remove (a disk that is read-only or not mounted) it tries again. Without
 systemd a reaper process does the same, but no process outlives a reboot: nothing of Fury runs after one, the files stay
 until the next run starts on that host or teardown.yml is called, and the same holds if the reaper itself is killed.
+
+With systemd each service has a user of its own, and so none can read what another one is known by, keeps or writes. Without it
+all are processes of the one user who started them, and nothing but their good behaviour keeps them apart.
 
 Command line, for the reaper: ``python3 -I fury_host.py reap --home HOME [--run-id ID] [--after SECONDS] [--retry SECONDS]``.
 """
@@ -67,6 +73,11 @@ SYSTEM_DIRECTORIES = (
     "/lib64",
     "/libx32",
 )
+# What ProtectHome= and PrivateTmp= hide (systemd.exec(5)).
+HOMES = ("/home", "/root", "/run/user")
+TEMPORARY = ("/tmp", "/var/tmp")
+# A path that holds one of these breaks lines, or is no UTF-8 (surrogates stand for that).
+NO_PATH = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
 STOP_SECONDS = 15.0
 READY_SECONDS = 30.0
 LOCK_SECONDS = 120.0
@@ -400,6 +411,8 @@ class Service:
             )
         systemd = runs_systemd() and os.geteuid() == 0
         self.mode = ("systemd" if systemd else "process") if mode == "auto" else mode
+        # A virtual environment may lie where no user of a service's own can go, and the tree brings all that it needs.
+        self.python = getattr(sys, "_base_executable", sys.executable) if self.mode == "systemd" else sys.executable
 
     # -- looking
 
@@ -428,9 +441,7 @@ class Service:
         facts: Dict[str, Any] = {"architecture": os.uname().machine, "python": "{}.{}".format(*sys.version_info)}
         if directory is not None:
             _check_directory(directory)
-            if self.mode == "systemd":
-                _check_passable("directory", Path(os.path.realpath(directory)))
-            elif not any(
+            if self.mode != "systemd" and not any(
                 os.access(path, os.W_OK | os.X_OK) for path in (directory, chunk_directory(directory, self.name))
             ):
                 raise HostError(
@@ -499,10 +510,11 @@ class Service:
         if self.mode == "systemd":
             self._check_unit_paths()
             _check_passable("base", existing)
+            _check_passable("ansible_python_interpreter", Path(self.python).parent)
 
     def _check_unit_paths(self) -> None:
         for what, path, option in (("base", str(self.home), "-e fury_base"),
-                                   ("Python", sys.executable, "ansible_python_interpreter")):  # fmt: skip
+                                   ("Python", self.python, "ansible_python_interpreter")):  # fmt: skip
             if not UNIT_PATH.fullmatch(path):
                 raise HostError(
                     f"{what}: {path!r} can't be written into a systemd unit; "
@@ -570,6 +582,7 @@ class Service:
         argv: Sequence[str],
         unit: str,
         lease_s: int,
+        secrets: Optional[Mapping[str, str]] = None,
         directory: Optional[str] = None,
         own_user: bool = True,
         ready_file: Optional[str] = None,
@@ -579,8 +592,10 @@ class Service:
         """Bring the service to life: reaper first, then the program. True if anything had to be changed.
 
         archive: tar.gz of the program's tree, digest its sha256; files: what goes into the home beside it;
-        argv: the command in process mode; unit: the unit's text in systemd mode. In these three ``@HOME@``, ``@USER@`` and
-        ``@PYTHON@`` stand for what only this host knows. lease_s: seconds after which the reaper removes everything. log: where
+        secrets: files that nobody else may read, made anew by each start and no reason for one;
+        argv: the command in process mode; unit: the unit's text in systemd mode. In these three ``@HOME@``, ``@USER@``,
+        ``@PYTHON@``, ``@DIRECTORY@`` (the real path of ``directory``), ``@CREDENTIALS@`` (where the secrets can be read),
+        ``@PROTECT_HOME@`` and ``@PRIVATE_TMP@`` stand for what only this host knows. lease_s: seconds after which the reaper removes everything. log: where
         its output goes in process mode, default ``<kind>.log`` in the home. What can't be brought to life is removed again.
         """
         wanted = hashlib.sha256(
@@ -592,7 +607,17 @@ class Service:
             return False
         if dry:
             return True
-        places = {"HOME": str(self.home), "USER": self.user, "PYTHON": sys.executable}
+        places = {
+            "HOME": str(self.home),
+            "USER": self.user,
+            "PYTHON": self.python,
+            # systemd.exec(5): there LoadCredential= shows a unit's user copies that no other user can read.
+            "CREDENTIALS": f"/run/credentials/{self.unit}" if self.mode == "systemd" else str(self.home / "secrets"),
+            "DIRECTORY": "" if directory is None else os.path.realpath(directory),
+            # What a unit hides from its program, unless the program itself lies there.
+            "PROTECT_HOME": "read-only" if self._needs(HOMES) else "yes",
+            "PRIVATE_TMP": "no" if self._needs(TEMPORARY) else "yes",
+        }
         before = os.umask(0o022)  # the service's own user has to be able to read what is put there
         try:
             with _in_words(f"{self.kind} {self.name} can't be started"):
@@ -608,7 +633,7 @@ class Service:
                     target = None if directory is None else chunk_directory(directory, self.name)
                     self._arm(run_id, archive, digest, target, user, wanted, _fill(unit, places), lease_s)
                     self._install(archive, {k: _fill(v, places, in_json=k.endswith(".json")) for k, v in files.items()},
-                                  target, user, run_id)  # fmt: skip
+                                  secrets or {}, target, user, run_id)  # fmt: skip
                     if self.mode == "systemd":
                         _run("systemctl", "start", self.unit)
                     else:
@@ -622,6 +647,11 @@ class Service:
         if ready_file is not None:
             self._wait_for(self.home / ready_file, self._log(log))
         return True
+
+    def _needs(self, directories: Sequence[str]) -> bool:
+        """Whether the program or its Python lies below one of these."""
+        paths = (str(self.home), self.python, sys.base_prefix)
+        return any(_is_below(path, directory) for path in paths for directory in directories)
 
     def _log(self, asked: Optional[str]) -> Path:
         return Path(asked) if asked else self.home / f"{self.kind}.log"
@@ -678,7 +708,7 @@ class Service:
             if code is None:
                 raise HostError(f"the program's archive holds no {REAPER}; run again")
             _write(tree / REAPER, code.read().decode(), mode=0o644)
-        reap = [sys.executable, "-I", str(tree / REAPER), "reap", "--home", str(self.home), "--run-id", run_id]
+        reap = [self.python, "-I", str(tree / REAPER), "reap", "--home", str(self.home), "--run-id", run_id]
         if self.mode == "systemd":
             self._arm_units(reap, unit, lease_s)
         else:
@@ -708,7 +738,13 @@ class Service:
         _run("systemctl", "start", f"{self.reaper}.timer")
 
     def _install(
-        self, archive: str, files: Mapping[str, str], target: Optional[Path], user: Optional[str], run_id: str
+        self,
+        archive: str,
+        files: Mapping[str, str],
+        secrets: Mapping[str, str],
+        target: Optional[Path],
+        user: Optional[str],
+        run_id: str,
     ) -> None:
         if user:
             self._make_user()
@@ -725,6 +761,9 @@ class Service:
             tar.extractall(self.home / "tree", members=members)
         for name, content in files.items():
             _write(self.home / name, content, mode=0o600, owner=user)
+        (self.home / "secrets").mkdir(mode=0o700)
+        for name, content in secrets.items():
+            _write(self.home / "secrets" / name, content, mode=0o600)
         state = self.home / "state"
         state.mkdir(mode=0o700)
         if user:
@@ -732,6 +771,9 @@ class Service:
             os.chmod(self.home, 0o711)
         if target is not None:
             self._make_chunks(target, user, run_id)
+            if self.mode == "systemd":
+                (self.home / "directory").symlink_to(target)
+                (self.home / "chunks").mkdir(mode=0o755)
 
     def _make_chunks(self, target: Path, user: Optional[str], run_id: str) -> None:
         """Make and mark the chunk directory, or take over an empty or a dead one, never through a symbolic link."""
@@ -943,10 +985,18 @@ def _check_directory(directory: str) -> None:
     if not os.path.isdir(real):
         trouble = "is not a directory" if os.path.lexists(real) else "does not exist"
         raise HostError(f"directory: {shown} {trouble} on this host; make it (or mount it), or name another one")
-    if real == "/" or any(real == top or real.startswith(top + "/") for top in SYSTEM_DIRECTORIES):
+    if NO_PATH.search(real):
+        raise HostError(
+            f"directory: {directory} is really {real!r}, which is not allowed; name a path of UTF-8 without control characters"
+        )
+    if real == "/" or any(_is_below(real, top) for top in SYSTEM_DIRECTORIES):
         raise HostError(
             f"directory: {shown} is the system's own and Fury does not write there; name one on the storage to be tested"
         )
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory + "/")
 
 
 def _check_passable(what: str, path: Path) -> None:
@@ -955,8 +1005,8 @@ def _check_passable(what: str, path: Path) -> None:
         mode = stat.S_IMODE(step.stat().st_mode)
         if not mode & 0o001:
             raise HostError(
-                f"{what}: {step} (mode {mode:04o}) lets no other user through, and the agent runs as a user of its own; "
-                f"chmod o+x {step}, or name another {what}"
+                f"{what}: {step} (mode {mode:04o}) lets no other user through, and the service runs as a user of its own; "
+                f"chmod o+x {step}, name another {what}, or use mode process (-e fury_mode=process)"
             )
 
 

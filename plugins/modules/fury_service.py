@@ -47,6 +47,10 @@ options:
     description: Files for the home, name to content.
     type: dict
     default: {}
+  secrets:
+    description: Files that only the service may read, name to content; the action plugin fills them in for a run.
+    type: dict
+    default: {}
   argv:
     description: The command in process mode.
     type: list
@@ -97,10 +101,12 @@ EXAMPLES = r"""
 RETURN = r"""
 mode: {description: How the service runs or would run., type: str, returned: with a name}
 home: {description: Where it lies on the host., type: str, returned: with a name}
+clock: {description: The host's clock in seconds since 1970., type: float, returned: state=checked}
 removed: {description: What was taken away., type: list, elements: str, returned: state=absent}
 """
 
 import sys
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fury_host import HostError, Service, remove_everything
@@ -120,6 +126,7 @@ def main() -> None:
             "archive": {"type": "str"},
             "digest": {"type": "str"},
             "files": {"type": "dict", "default": {}, "no_log": False},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
             "argv": {"type": "list", "elements": "str", "default": []},
             "unit": {"type": "str", "default": ""},
             "lease_seconds": {"type": "int", "default": 3600},
@@ -163,12 +170,13 @@ def main() -> None:
                     port=wanted["port"],
                 )
             )
-            module.exit_json(changed=False, **about)
+            module.exit_json(changed=False, clock=time.time(), **about)
         changed = service.start(
             run_id=wanted["run_id"],
             archive=wanted["archive"],
             digest=wanted["digest"],
             files=wanted["files"],
+            secrets=wanted["secrets"],
             argv=wanted["argv"],
             unit=wanted["unit"],
             lease_s=wanted["lease_seconds"],

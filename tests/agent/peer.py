@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,11 +14,12 @@ Answer = Union[Tuple[int, Any], str]
 
 
 class Peer:
-    """Listens at once; `ready` and `events` decide each answer and may be replaced by a test."""
+    """Listens at once, with TLS where a context is given; `ready` and `events` decide each answer, tests may replace them."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Optional[ssl.SSLContext] = None) -> None:
         self.batches: List[Dict[str, Any]] = []
         self.asks: List[Dict[str, Any]] = []
+        self.authorizations: List[Optional[str]] = []
         self.all: Dict[Tuple[str, int], Dict[str, Any]] = {}
         self.duplicates = 0
         self._lock = threading.Lock()
@@ -35,6 +37,7 @@ class Peer:
                 super().setup()
 
             def do_POST(self) -> None:
+                peer.authorizations.append(self.headers["Authorization"])
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path.endswith("/ready"):
                     peer.asks.append({"path": self.path, **body})
@@ -61,7 +64,9 @@ class Peer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'http' if context is None else 'https'}://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def start(self, start_in_s: float) -> Dict[str, Any]:

@@ -111,7 +111,7 @@ def test_a_lost_acknowledgement_leads_to_a_duplicate_not_to_a_loss(peer: Peer) -
     assert events.counts().stored == 4
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422])
+@pytest.mark.parametrize("status", [400, 404, 409, 413, 422])
 def test_a_refusal_is_set_aside_and_counted(peer: Peer, status: int) -> None:
     """Trying again would change nothing: the events are set aside with the collector's sentence."""
     peer.events = lambda body: (status, {"error": "the events make no sense", "field": "events[0].seq"})
@@ -121,6 +121,22 @@ def test_a_refusal_is_set_aside_and_counted(peer: Peer, status: int) -> None:
     assert sender.refusal == f"the events make no sense ({status})"
     assert (events.counts().set_aside, events.counts().pending) == (4, 0)
     assert not sender.receipt
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_events_whose_sender_is_refused_are_kept(peer: Peer, status: int) -> None:
+    """They are not at fault: they go as soon as the collector lets the agent in, or are fetched over ssh."""
+    refusals: List[int] = []
+
+    def answer(body: Dict[str, Any]) -> Answer:
+        refusals.append(status)
+        return (status, {"error": "who are you?", "field": None}) if len(refusals) < 4 else peer.store(body)
+
+    peer.events = answer
+    events = some_events()
+    sender = send_all(peer, events)
+    assert sender.trouble == f"who are you? ({status})"
+    assert (events.counts().set_aside, events.counts().pending, sender.receipt) == (0, 0, True)
 
 
 def test_what_comes_after_a_refusal_is_still_delivered(peer: Peer) -> None:

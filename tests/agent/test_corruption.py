@@ -185,7 +185,7 @@ def test_the_collector_is_told_of_it(
 ) -> None:
     """An error event with the file and the sentence, no call that failed, and the verdict in the final."""
     disk = mount("disk", "-o", "loop", ext4_image(memory / "image", 100_000_000, "-b", "4096"))
-    agent = start_agent(*arguments(disk, "--collector-url", peer.url))
+    agent = start_agent(*arguments(disk, "--collector-url", peer.url, "--plain-http"))
     done = run_on_changed_disk(agent, memory / "image", disk, flip)
     assert agent.code == 5, agent.out + agent.err
     (error,) = [event for event in peer.stored.values() if event["kind"] == "error"]

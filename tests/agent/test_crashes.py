@@ -33,7 +33,17 @@ class Home:
     def arguments(self, *more: str, seconds: int = 1) -> List[str]:
         return [
             *("alecto", "--chunk-mb", "1", "--seconds", str(seconds), "--directory", str(self.data), "--json"),
-            *("--run-id", "r1", "--collector-url", self.url, "--heartbeat-seconds", "1", "--sample-seconds", "1"),
+            *(
+                "--run-id",
+                "r1",
+                "--collector-url",
+                self.url,
+                "--plain-http",
+                "--heartbeat-seconds",
+                "1",
+                "--sample-seconds",
+                "1",
+            ),
             *("--state-directory", str(self.state), "--event-log", str(self.log), *more),
         ]
 

@@ -84,7 +84,7 @@ def test_a_line_of_mountinfo_is_understood() -> None:
     for optional in ("", "shared:1 ", "shared:1 master:2 "):
         line = f"36 35 259:2 /root /mnt rw,noatime {optional}- ext3 /dev/nvme0n1p2 rw,errors=continue"
         assert parse_mounts(line) == [
-            Mount((259, 2), "/mnt", "rw,noatime", "ext3", "/dev/nvme0n1p2", "rw,errors=continue")
+            Mount((259, 2), "/root", "/mnt", "rw,noatime", "ext3", "/dev/nvme0n1p2", "rw,errors=continue")
         ]
 
 

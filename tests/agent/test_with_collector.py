@@ -19,7 +19,18 @@ Run = Callable[..., AgentProcess]
 def arguments(directory: Path, peer: Peer, *more: str, seconds: int = 1) -> List[str]:
     return [
         *("alecto", "--chunk-mb", "5", "--seconds", str(seconds), "--directory", str(directory), "--json"),
-        *("--run-id", "r1", "--collector-url", peer.url, "--heartbeat-seconds", "1", "--sample-seconds", "1", *more),
+        *(
+            "--run-id",
+            "r1",
+            "--collector-url",
+            peer.url,
+            "--plain-http",
+            "--heartbeat-seconds",
+            "1",
+            "--sample-seconds",
+            "1",
+            *more,
+        ),
     ]
 
 

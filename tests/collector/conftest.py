@@ -23,6 +23,7 @@ from fury_collector import Config, create_app, wire
 from fury_collector.db import Database
 from fury_collector.run import Run
 from tests import browser
+from tests.secured import Secured
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "20261124T030405Z-test"
@@ -272,10 +273,18 @@ def collector(collector_at: Open) -> Collector:
 
 
 class Process:
-    """A real collector process on a loopback port of its own choice."""
+    """A real collector process on a loopback port of its own choice, without TLS unless ``secured`` has its credentials."""
 
-    def __init__(self, directory: Path, document: dict[str, Any], *options: str, before: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        document: dict[str, Any],
+        *options: str,
+        before: str = "",
+        secured: Optional[Secured] = None,
+    ) -> None:
         self.directory = directory
+        self.secured = secured
         self.state_file = directory / "state.json"
         self.output = directory / "output.txt"
         plan_file = directory / "plan.json"
@@ -290,6 +299,7 @@ class Process:
                         "-c",
                         f"{before}\nfrom fury_collector.__main__ import main\nmain()",
                         "serve",
+                        *(["--plain-http"] if secured is None else ["--credentials-directory", str(secured.collector)]),
                         "--plan",
                         str(plan_file),
                     ),
@@ -307,19 +317,33 @@ class Process:
             time.sleep(0.02)
         self.port: int = json.loads(self.state_file.read_text())["port"]
         self._connection: Optional[http.client.HTTPConnection] = None
+        self.headers: Optional[http.client.HTTPMessage] = None
 
-    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """One request over the keep-alive connection: status and JSON answer."""
+    @property
+    def url(self) -> str:
+        """Where it is found."""
+        return f"{'http' if self.secured is None else 'https'}://127.0.0.1:{self.port}"
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A new connection to it, which believes its certificate."""
+        if self.secured is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=self.secured.context)
+
+    def request(self, method: str, path: str, body: Any = None, *, shown: Optional[str] = None) -> tuple[int, Any]:
+        """One request over the keep-alive connection, with ``shown`` as its Authorization: status and JSON answer."""
         if self._connection is None:
-            self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            self._connection = self.connect()
         try:
             self._connection.request(
                 method,
                 path,
                 None if body is None else json.dumps(body),
-                {"Content-Type": "application/json"} if body is not None else {},
+                ({"Content-Type": "application/json"} if body is not None else {})
+                | ({} if shown is None else {"Authorization": shown}),
             )
             response = self._connection.getresponse()
+            self.headers = response.headers
             raw = response.read()
         except (OSError, http.client.HTTPException):
             self._connection.close()
@@ -328,11 +352,16 @@ class Process:
         return response.status, json.loads(raw) if raw[:1] in (b"{", b"[") else raw
 
     def ready(self, name: str, epoch: str = EPOCH) -> tuple[int, Any]:
-        return self.request("POST", f"/api/v1/runs/{self.run_id}/agents/{name}/ready", ready(epoch))
+        return self.request(
+            "POST", f"/api/v1/runs/{self.run_id}/agents/{name}/ready", ready(epoch), shown=self._bearer(name)
+        )
 
     def push(self, name: str, *events: dict[str, Any], epoch: str = EPOCH) -> tuple[int, Any]:
         body = {"v": 1, "epoch": epoch, "events": list(events)}
-        return self.request("POST", f"/api/v1/runs/{self.run_id}/agents/{name}/events", body)
+        return self.request("POST", f"/api/v1/runs/{self.run_id}/agents/{name}/events", body, shown=self._bearer(name))
+
+    def _bearer(self, name: str) -> Optional[str]:
+        return None if self.secured is None else self.secured.bearer(name)
 
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
@@ -351,8 +380,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts real collectors over tmp_path and ends those that are left."""
     started: list[Process] = []
 
-    def start(document: Optional[dict[str, Any]] = None, *options: str, before: str = "") -> Process:
-        process = Process(tmp_path, document or plan(), *options, before=before)
+    def start(
+        document: Optional[dict[str, Any]] = None, *options: str, before: str = "", secured: Optional[Secured] = None
+    ) -> Process:
+        process = Process(tmp_path, document or plan(), *options, before=before, secured=secured)
         started.append(process)
         return process
 

@@ -464,8 +464,20 @@ def test_a_real_agent_is_on_it(chromium: browser.Chromium, serve: Serve, tmp_pat
     """Every column of an agent that writes to a disk gets a figure."""
     process = serve(plan(("alecto",), seconds=6))
     url = f"http://127.0.0.1:{process.port}"
-    line = f"alecto --run-id {RUN} --chunk-mb 1 --seconds 6 --directory {tmp_path} --collector-url {url} --rate-mb-s 8"
-    agent = AgentProcess([*line.split(), "--heartbeat-seconds", "1", "--sample-seconds", "1", "--drain-seconds", "10"])
+    line = f"alecto --run-id {RUN} --chunk-mb 1 --seconds 6 --directory {tmp_path} --collector-url {url} --plain-http"
+    agent = AgentProcess(
+        [
+            *line.split(),
+            "--rate-mb-s",
+            "8",
+            "--heartbeat-seconds",
+            "1",
+            "--sample-seconds",
+            "1",
+            "--drain-seconds",
+            "10",
+        ]
+    )
     with chromium.page() as page:
         page.open(f"{url}/")
         until(page, f"Object.values({CELLS}).flat().every(text => text && text !== '–')")

@@ -170,16 +170,24 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["runs", "--database", "."], 2, "is a directory"),
         (["report", "latest", "--database", "damaged.db"], 3, "damaged.db cannot be used as a database"),
         (["export", "latest", "--output", "x", "--database", "damaged.db"], 3, "damaged.db cannot be used"),
-        (["serve", "--plan", "missing.json"], 2, "cannot read the plan file missing.json"),
-        (["serve", "--plan", "notes.txt"], 2, "the plan file notes.txt is not JSON"),
-        (["serve", "--plan", "plan.json", "--port", "65536"], 2, "65536"),
-        (["serve", "--plan", "plan.json", "--port", "0", "--host", "300.1.1.1"], 3, "cannot listen on 300.1.1.1"),
+        (["serve", "--plain-http", "--plan", "missing.json"], 2, "cannot read the plan file missing.json"),
+        (["serve", "--plain-http", "--plan", "notes.txt"], 2, "the plan file notes.txt is not JSON"),
+        (["serve", "--plain-http", "--plan", "plan.json", "--port", "65536"], 2, "65536"),
         (
-            ["serve", "--plan", "plan.json", "--port", "0", "--database", "notes.txt/fury.db"],
+            ["serve", "--plain-http", "--plan", "plan.json", "--port", "0", "--host", "300.1.1.1"],
+            2,
+            "host: 300.1.1.1 is not allowed with --plain-http",
+        ),
+        (
+            ["serve", "--plain-http", "--plan", "plan.json", "--port", "0", "--database", "notes.txt/fury.db"],
             3,
             "cannot open the database notes.txt/fury.db",
         ),
-        (["serve", "--plan", "plan.json", "--port", "0", "--state-file", "no/state"], 3, "cannot write the state file"),
+        (
+            ["serve", "--plain-http", "--plan", "plan.json", "--port", "0", "--state-file", "no/state"],
+            3,
+            "cannot write the state file",
+        ),
         (["srve"], 2, "srve"),
         (["serve"], 2, "--plan"),
     ],
@@ -328,7 +336,7 @@ def test_bad_json_is_said_of_the_file_that_has_it(
     hosts = tmp_path / "hosts.json"
     hosts.write_text("{,}")
     export = ["export", "latest", "--output", str(tmp_path / "o"), "--database", str(database), "--hosts", str(hosts)]
-    for arguments, what in ((export, "hosts"), (["serve", "--plan", str(hosts)], "plan")):
+    for arguments, what in ((export, "hosts"), (["serve", "--plain-http", "--plan", str(hosts)], "plan")):
         monkeypatch.setattr(sys, "argv", ["fury_collector", *arguments])
         with pytest.raises(SystemExit):
             main()

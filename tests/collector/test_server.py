@@ -96,7 +96,7 @@ def test_close_ends_it_at_once_and_stay_keeps_it(serve: Serve) -> None:
 def test_a_port_in_use_is_told_in_one_sentence(serve: Serve, tmp_path: Path) -> None:
     """Exit code 3, the port, and what to do."""
     collector = serve()
-    command = [sys.executable, "-m", "fury_collector", "serve", "--plan", str(tmp_path / "plan.json")]
+    command = [sys.executable, "-m", "fury_collector", "serve", "--plain-http", "--plan", str(tmp_path / "plan.json")]
     command += ["--port", str(collector.port), "--database", str(tmp_path / "second.db")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 3
@@ -204,7 +204,17 @@ def test_whatever_was_acknowledged_before_kill_9_is_there_afterwards(tmp_path: P
     (tmp_path / "plan.json").write_text(json.dumps(plan()))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = ("serve", "--plan", tmp_path / "plan.json", "--database", tmp_path / "fury.db", "--port", port, "--stay")
+    command = (
+        "serve",
+        "--plain-http",
+        "--plan",
+        tmp_path / "plan.json",
+        "--database",
+        tmp_path / "fury.db",
+        "--port",
+        port,
+        "--stay",
+    )
     nursery = Nursery(tmp_path)
     senders = [Sender(name, port) for name in NAMES]
     try:
@@ -482,7 +492,17 @@ def test_a_damaged_database_is_refused_before_anything_is_served(tmp_path: Path)
     Database(path).close()
     raw = path.read_bytes()
     path.write_bytes(raw[:8192] + b"\xff" * 4096 + raw[12288:])
-    command = [sys.executable, "-m", "fury_collector", "serve", "--plan", str(tmp_path / "plan.json"), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "fury_collector",
+        "serve",
+        "--plain-http",
+        "--plan",
+        str(tmp_path / "plan.json"),
+        "--port",
+        "0",
+    ]
     result = subprocess.run(
         [*command, "--database", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
     )

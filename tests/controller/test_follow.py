@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -101,6 +102,8 @@ def following(
     follower = Follower(
         url=peer.url,
         run_id="r",
+        opener=urllib.request.build_opener(),
+        reading="user fury",
         say=said.append,
         show=None,
         interrupted=asked,

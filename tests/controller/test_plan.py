@@ -248,7 +248,7 @@ def test_two_agents_of_one_machine_can_not_have_the_same_metrics_port() -> None:
 def test_agents_on_this_machine_reach_the_collector_on_loopback() -> None:
     """Nothing of a run on one machine can be reached from outside."""
     collector = plan({"a": LOCAL})["collector"]
-    assert (collector["listen"], collector["urls"]["a"]) == ("127.0.0.1", "http://127.0.0.1:9475")
+    assert (collector["listen"], collector["urls"]["a"]) == ("127.0.0.1", "https://127.0.0.1:9475")
 
 
 def test_run_ids_sort_by_time_and_are_safe_in_a_file_name() -> None:

@@ -47,7 +47,16 @@ class Collector:
         }
         (directory / "plan.json").write_text(json.dumps(plan))
         state = directory / "collector.json"
-        argv = [sys.executable, "-m", "fury_collector", "serve", "--plan", str(directory / "plan.json"), "--stay"]
+        argv = [
+            sys.executable,
+            "-m",
+            "fury_collector",
+            "serve",
+            "--plain-http",
+            "--plan",
+            str(directory / "plan.json"),
+            "--stay",
+        ]
         argv += ["--database", str(directory / "fury.db"), "--port", "0", "--state-file", str(state)]
         with (directory / "collector.log").open("wb") as log:
             self.process = subprocess.Popen(argv, cwd=REPO, stdout=log, stderr=log)
@@ -205,7 +214,7 @@ class Outcome:
         (directory / "home").mkdir()
         log = directory / "issued.log"
         argv = [sys.executable, *entry, AGENT, "--chunk-mb", "1", "--seconds", str(seconds), "--json"]
-        argv += ["--run-id", RUN, "--collector-url", proxy.url, "--directory", str(chunks or directory)]
+        argv += ["--run-id", RUN, "--collector-url", proxy.url, "--plain-http", "--directory", str(chunks or directory)]
         argv += ["--state-directory", str(directory / "home"), "--event-log", str(log), "--drain-seconds", "60"]
         argv += ["--free-floor-mb", "0", "--heartbeat-seconds", "1", "--sample-seconds", "1", "--allow-few-rollovers"]
         try:

@@ -30,6 +30,7 @@ VARIABLES = {
             "seconds": 600,
             "directory": "/var/tmp",
             "free_floor_mb": 1,
+            "plain_http": True,
             "collector_url": "http://127.0.0.1:1",  # nobody there: the agent stays armed
         },
         "fury_agent_lease_seconds": 900,

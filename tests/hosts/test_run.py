@@ -111,7 +111,8 @@ def test_it_passes_and_says_so(run: Run) -> None:
 
 def test_the_terminal_tells_it_in_order(run: Run) -> None:
     """Preflight, armed, started with the skew, progress, drained, statistics, results, torn down, verdict; no Ansible noise."""
-    order = [r"^run .*: 3 agents on 3 hosts, 20 MB chunks, 1 minute$", r"^armed: 3 of 3 .* live page: http://.*/$",
+    order = [r"^run .*: 3 agents on 3 hosts, 20 MB chunks, 1 minute$",
+             r"^armed: 3 of 3 .* live page: https://.*/ \(user fury, password in .*\)$",
              r"^started: .* ms", r"of 60 s \|.* MB/s", r"^drained: ", r"^agent +host", r"^deb11 ", r"^fleet ", r"^results: ",
              r"^torn down: ", r"^PASS: "]  # fmt: skip
     places = [re.search(pattern, run.output, re.M) for pattern in order]
