@@ -103,6 +103,18 @@ class Chromium:
 
     def call(self, method: str, *, session: Optional[str] = None, timeout_s: float = TIMEOUT_S, **params: Any) -> Any:
         """One command's result; what happens meanwhile goes to its page."""
+        number = self.tell(method, session=session, **params)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = self._next(deadline)
+            if answer.get("id") == number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+            self._happened(answer)
+
+    def tell(self, method: str, *, session: Optional[str] = None, **params: Any) -> int:
+        """Give one command without waiting for its result; the command's number."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if session is not None:
@@ -110,14 +122,7 @@ class Chromium:
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._writes, data) :]
-        deadline = time.monotonic() + timeout_s
-        while True:
-            answer = self._next(deadline)
-            if answer.get("id") == message["id"]:
-                if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]
-            self._happened(answer)
+        return self._number
 
     def wait(self, seconds: float) -> None:
         """Take in what happens for that long."""
@@ -128,7 +133,7 @@ class Chromium:
 
     def _happened(self, event: dict[str, Any]) -> None:
         page = self._pages.get(event.get("sessionId", ""))
-        if page is not None:
+        if page is not None and "method" in event:
             page.happened(event["method"], event["params"])
 
     def _next(self, deadline: float) -> dict[str, Any]:
@@ -171,7 +176,21 @@ class Page:
         self._chromium, self._session = chromium, session
         self.complaints: list[str] = []
         self.requests: list[str] = []
+        self.asked = 0
+        self._user = self._password = ""
         self._loaded = False
+
+    def _tell(self, method: str, **params: Any) -> None:
+        self._chromium.tell(method, session=self._session, **params)
+
+    def answer_login(self, user: str, password: str) -> None:
+        """Answer the browser's login window from now on, as often as it is shown (`asked`), and click its warning away.
+
+        The warning is that of a certificate whose authority nobody imported.
+        """
+        self._user, self._password = user, password
+        self.call("Security.setIgnoreCertificateErrors", ignore=True)
+        self.call("Fetch.enable", handleAuthRequests=True)
 
     def call(self, method: str, **params: Any) -> Any:
         """One command of this tab."""
@@ -188,6 +207,12 @@ class Page:
             self.complaints.append(params["entry"]["text"])
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
+        elif method == "Fetch.authRequired":
+            self.asked += 1
+            answer = {"response": "ProvideCredentials", "username": self._user, "password": self._password}
+            self._tell("Fetch.continueWithAuth", requestId=params["requestId"], authChallengeResponse=answer)
+        elif method == "Fetch.requestPaused":
+            self._tell("Fetch.continueRequest", requestId=params["requestId"])
         elif method == "Page.loadEventFired":
             self._loaded = True
 

@@ -14,6 +14,7 @@ from fury_collector import html, live, wire
 from fury_collector.run import CURVE_POINTS, CURVE_STEP_S, _Curve
 from tests import browser
 from tests.agent.conftest import AgentProcess
+from tests.secured import Secured
 
 from .conftest import CHUNK, NAMES, ROOT, RUN, Collector, Open, Process, event, histogram, plan
 
@@ -461,13 +462,16 @@ def test_dark_and_on_a_phone(chromium: browser.Chromium, serve: Serve, agents: i
 
 
 def test_a_real_agent_is_on_it(chromium: browser.Chromium, serve: Serve, tmp_path: Path) -> None:
-    """Every column of an agent that writes to a disk gets a figure."""
-    process = serve(plan(("alecto",), seconds=6))
-    url = f"http://127.0.0.1:{process.port}"
-    line = f"alecto --run-id {RUN} --chunk-mb 1 --seconds 6 --directory {tmp_path} --collector-url {url} --plain-http"
+    """Every column of an agent that writes to a disk gets a figure; over TLS, after one login."""
+    secured = Secured(tmp_path / "credentials", RUN, ("alecto",))
+    process = serve(plan(("alecto",), seconds=6), secured=secured)
+    url = process.url
+    line = f"alecto --run-id {RUN} --chunk-mb 1 --seconds 6 --directory {tmp_path} --collector-url {url}"
     agent = AgentProcess(
         [
             *line.split(),
+            "--credentials-directory",
+            str(secured.agents["alecto"]),
             "--rate-mb-s",
             "8",
             "--heartbeat-seconds",
@@ -479,9 +483,12 @@ def test_a_real_agent_is_on_it(chromium: browser.Chromium, serve: Serve, tmp_pat
         ]
     )
     with chromium.page() as page:
+        page.answer_login("fury", secured.password)
         page.open(f"{url}/")
-        until(page, f"Object.values({CELLS}).flat().every(text => text && text !== '–')")
+        until(page, f"'alecto' in {CELLS} && {CELLS}.alecto.every(text => text && text !== '–')")
         assert float(page.evaluate(f"{CELLS}.alecto[3]")) == pytest.approx(8, rel=0.5)
         until(page, "document.getElementById('state-name').textContent", "finished")
-        assert page.complaints == []
+        # The browser notes its own first request, which it had no password for yet.
+        assert [one for one in page.complaints if "401 (Unauthorized)" not in one] == []
+        assert page.asked == 1
     assert agent.finish().code == 0, agent.out + agent.err
