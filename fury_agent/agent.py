@@ -146,7 +146,6 @@ class _Agent:
         self.chunks: Optional[ChunkDirectory] = None
         self.writer: Optional[Writer] = None
         self.metrics: Optional[MetricsServer] = None
-        self.badge: Optional[credentials.Badge] = None
         self.channel: Optional[Channel] = None
         self.sender: Optional[Sender] = None
         self.facts: Mapping[str, Any] = {}
@@ -203,8 +202,8 @@ class _Agent:
         self.chunks = _chunk_directory(config)
         if config.state_directory is not None:
             check_directory(config.state_directory, "state_directory", system_allowed=True)
-        self.badge = badge(config)
         self._open_journal(self.chunks)
+        badge(config)  # before anything is written; the channel reads it again
         self.console.say(
             f"{config.name} is preparing {count_text(config.jobs * config.keep, 'chunk')} of {config.chunk_mb} MB "
             f"in {self.chunks.path} (run {config.run_id})"
@@ -821,7 +820,10 @@ class _Agent:
         if config.collector_url is None:
             return
         if self.sender is None:
-            self._start_sender(self.channel or self._make_channel(config.collector_url))
+            try:
+                self._start_sender(self.channel or self._make_channel(config.collector_url))
+            except FuryError:  # without credentials nothing is sent: that is what it ended with
+                return
         sender = self.sender
         assert sender is not None
         sender.finish()
@@ -995,7 +997,9 @@ class _Agent:
         )
 
     def _make_channel(self, url: str) -> Channel:
-        return Channel(url, run_id=self.config.run_id, agent=self.config.name, epoch=self.epoch, badge=self.badge)
+        return Channel(
+            url, run_id=self.config.run_id, agent=self.config.name, epoch=self.epoch, badge=badge(self.config)
+        )
 
     def _start_sender(self, channel: Channel) -> None:
         self.sender = Sender(

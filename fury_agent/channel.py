@@ -113,6 +113,8 @@ class Channel:
         self.url = url
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        if (parts.scheme == "https") is not (badge is not None):
+            raise ValueError(f"{url} {'takes' if parts.scheme == 'https' else 'takes no'} a badge")
         self._context = None
         self._headers = {"Content-Type": "application/json"}
         if badge is not None:

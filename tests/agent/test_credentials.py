@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import os
 import shutil
@@ -169,6 +170,24 @@ def test_without_credentials_there_is_no_way_to_a_collector_nor_metrics_for_othe
     assert error.value.verdict is Verdict.BAD_INPUT
     with pytest.raises(FuryError, match=r"metrics_address: 0\.0\.0\.0 is not allowed without credentials_directory"):
         agent.guard(told(tmp_path, "http://127.0.0.1:1", plain_http=True, metrics_address="0.0.0.0"))
+
+
+def test_nothing_is_sent_to_a_collector_that_can_not_be_known(tmp_path: Path) -> None:
+    """Not even that the agent failed, and above all not without TLS."""
+    heard: list[bytes] = []
+
+    def listen(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            heard.append(listener.accept()[0].recv(100))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=listen, args=(listener,), daemon=True).start()
+        argv = [sys.executable, "-m", "fury_agent", "alecto", "--chunk-mb", "1", "--seconds", "2"]
+        argv += ["--directory", str(tmp_path), "--collector-url", f"https://127.0.0.1:{listener.getsockname()[1]}"]
+        done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "credentials_directory is missing" in done.stderr + done.stdout
+        assert heard == []
 
 
 def scrape(server: MetricsServer, secured: Secured, shown: Any) -> http.client.HTTPResponse:
