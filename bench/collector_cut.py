@@ -30,6 +30,7 @@ from typing import Any
 
 import psutil
 
+from bench import serving
 from bench.table import report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,32 +50,11 @@ def running(
             (home / part).mkdir()
         agent = {
             "name": "cut",
-            "host": "bench",
             "chunk_mb": chunk_mb,
             "seconds": seconds,
             "directory": str(home / "data"),
         }
-        plan = {"run_id": "bench-cut", "created_at": "2026-01-01T00:00:00Z", "parameters": {}, "agents": [agent]}
-        (home / "plan.json").write_text(json.dumps(plan))
-        state = home / "collector.json"
-        argv = [
-            sys.executable,
-            "-m",
-            "fury_collector",
-            "serve",
-            "--plain-http",
-            "--plan",
-            str(home / "plan.json"),
-            "--port",
-            "0",
-        ]
-        argv += ["--database", str(home / "fury.db"), "--state-file", str(state), "--stay"]
-        collector = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            while not state.exists():
-                if collector.poll() is not None:
-                    sys.exit("the collector did not start")
-                time.sleep(0.05)
+        with serving.collector(home, serving.plan("bench-cut", [agent]), "--stay") as (collector, url):
             argv = [sys.executable, "-m", "fury_agent", "cut", "--chunk-mb", str(chunk_mb), "--seconds", str(seconds)]
             argv += [
                 "--directory",
@@ -87,7 +67,7 @@ def running(
             argv += [
                 "--plain-http",
                 "--collector-url",
-                json.loads(state.read_text())["url"],
+                url,
                 "--drain-seconds",
                 str(drain_s),
             ]
@@ -97,10 +77,6 @@ def running(
                 if "is writing" in line:
                     break
             yield home, collector, writer
-        finally:
-            if collector.poll() is None:
-                collector.kill()
-            collector.wait()
 
 
 def finish(writer: subprocess.Popen[str], verdict: str) -> dict[str, Any]:

@@ -18,8 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any, Optional
+
+from bench import serving
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("alecto", "megaera", "tisiphone")
@@ -121,38 +124,9 @@ def held(pid: int) -> tuple[int, int]:
 def measure(messages: int, per_push: int, new_every: int, directory: Path) -> dict[str, Any]:
     """Send the messages to a collector of our own and return what was seen."""
     run_id = "bench-messages"
-    plan = {
-        "run_id": run_id,
-        "created_at": "2026-01-01T00:00:00Z",
-        "parameters": {},
-        "agents": [
-            {"name": name, "host": "bench", "chunk_mb": 20, "seconds": 604800, "directory": "/var/tmp"}
-            for name in NAMES
-        ],
-    }
-    (directory / "plan.json").write_text(json.dumps(plan))
-    state = directory / "state.json"
-    command = [
-        sys.executable,
-        "-m",
-        "fury_collector",
-        "serve",
-        "--plain-http",
-        "--plan",
-        str(directory / "plan.json"),
-        "--port",
-        "0",
-    ]
-    database = ["--database", str(directory / "fury.db")]
-    command += [*database, "--state-file", str(state), "--barrier-seconds", "86400"]
-    with (directory / "output.txt").open("w") as output:
-        collector = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
-    try:
-        while not state.exists():
-            if collector.poll() is not None:
-                raise SystemExit((directory / "output.txt").read_text())
-            time.sleep(0.05)
-        port = json.loads(state.read_text())["port"]
+    document = serving.plan(run_id, [{"name": name} for name in NAMES])
+    with serving.collector(directory, document, "--barrier-seconds", "86400") as (collector, url):
+        port = urllib.parse.urlsplit(url).port or 0
         senders = [Sender(port, run_id, name) for name in NAMES]
         points: list[dict[str, Any]] = []
         marks = [mark for mark in (1_000, *range(messages // 10, messages + 1, messages // 10)) if mark <= messages]
@@ -176,7 +150,17 @@ def measure(messages: int, per_push: int, new_every: int, directory: Path) -> di
         collector.terminate()
         code = collector.wait(60)
         subprocess.run(
-            [sys.executable, "-m", "fury_collector", "export", "latest", "--output", str(directory / "out"), *database],
+            [
+                sys.executable,
+                "-m",
+                "fury_collector",
+                "export",
+                "latest",
+                "--output",
+                str(directory / "out"),
+                "--database",
+                str(directory / "fury.db"),
+            ],
             cwd=ROOT,
             check=True,
             capture_output=True,
@@ -197,10 +181,6 @@ def measure(messages: int, per_push: int, new_every: int, directory: Path) -> di
             "points": points,
             "machine": f"Linux {platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
         }
-    finally:
-        if collector.poll() is None:
-            collector.kill()
-            collector.wait(10)
 
 
 def main() -> int:

@@ -14,16 +14,16 @@ many pairs had any other figure of fleet or agents called.
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench import serving
 from bench.table import report
 from fury_collector import compare
 from fury_collector.compare import FASTER, FLEET, SLOWER, Observed
@@ -33,6 +33,17 @@ from fury_collector.report import judge
 ROOT = Path(__file__).resolve().parents[1]
 AGENTS = ("alecto", "megaera")
 SLOWER_BY = 0.85
+
+
+@contextlib.contextmanager
+def _ended(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def make_run(
@@ -50,48 +61,15 @@ def make_run(
     with tempfile.TemporaryDirectory(prefix="fury-aa-", dir=home) as name:
         here = Path(name)
         (here / "data").mkdir()
-        database, state = home / f"{run_id}.db", here / "collector.json"
-        plan = {
-            "run_id": run_id,
-            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "parameters": {
-                "chunk_mb": chunk_mb,
-                "seconds": seconds,
-                "ramp_seconds": ramp_seconds,
-                "rate_mb_s": rate_mb_s,
-            },
-            "agents": [
-                {
-                    "name": agent,
-                    "host": "bench",
-                    "chunk_mb": chunk_mb,
-                    "seconds": seconds + ramp_seconds,
-                    "ramp_seconds": ramp_seconds,
-                    "directory": str(here / "data"),
-                }
-                for agent in agents
-            ],
-        }
-        (here / "plan.json").write_text(json.dumps(plan))
-        argv = [
-            sys.executable,
-            "-m",
-            "fury_collector",
-            "serve",
-            "--plain-http",
-            "--plan",
-            str(here / "plan.json"),
-            "--port",
-            "0",
-        ]
-        argv += ["--database", str(database), "--state-file", str(state)]
-        collector = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        database = home / f"{run_id}.db"
+        told = {"chunk_mb": chunk_mb, "ramp_seconds": ramp_seconds, "directory": str(here / "data")}
+        document = serving.plan(
+            run_id,
+            [{"name": agent, "seconds": seconds + ramp_seconds, **told} for agent in agents],
+            chunk_mb=chunk_mb, seconds=seconds, ramp_seconds=ramp_seconds, rate_mb_s=rate_mb_s,
+        )  # fmt: skip
         writers: list[subprocess.Popen[bytes]] = []
-        try:
-            while not state.exists():
-                if collector.poll() is not None:
-                    raise RuntimeError("the collector did not start")
-                time.sleep(0.05)
+        with serving.collector(here, document, database=database) as (collector, url), _ended(writers):
             for agent in agents:
                 (here / agent).mkdir()
                 argv = [sys.executable, "-m", "fury_agent", agent, "--run-id", run_id, "--chunk-mb", str(chunk_mb)]
@@ -102,7 +80,7 @@ def make_run(
                     str(here / agent),
                     "--plain-http",
                     "--collector-url",
-                    json.loads(state.read_text())["url"],
+                    url,
                 ]
                 argv += ["--rate-mb-s", str(rate_mb_s)] if rate_mb_s is not None else []
                 writers.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
@@ -110,11 +88,6 @@ def make_run(
             if any(codes):
                 raise RuntimeError(f"the agents of {run_id} ended with {codes}")
             collector.wait(60)
-        finally:
-            for process in (*writers, collector):
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
     os.sync()  # the next run does not pay for what this one left to write back
     return database
 
