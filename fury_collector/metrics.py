@@ -59,6 +59,16 @@ class _OfRun(Collector):
             "Agents whose last word is another verdict than PASS.",
             value=self._run.failed(),
         )
+        yield GaugeMetricFamily(
+            "fury_collector_events_pending",
+            "Events that agents had not delivered yet, by their newest heartbeats.",
+            value=self._run.pending(),
+        )
+        yield GaugeMetricFamily(
+            "fury_collector_silence_seconds",
+            "For how long the agent has been silent that was heard least recently, of those that have not finished.",
+            value=self._run.silence(),
+        )
         info = GaugeMetricFamily("fury_collector_run_info", "The run that is served.", labels=["run_id"])
         info.add_metric([self._run.run_id], 1)
         yield info

@@ -163,6 +163,7 @@ class _Agent:
     rolled_p99_s: Optional[float] = None
     began_ns: Optional[int] = None  # the first write of the current process, by its own clock
     sample: Optional[_Sample] = None
+    pending: int = 0  # events that it had not delivered when it sent its newest heartbeat
     points: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=4))
     errors_shown: int = 0
     alarmed: float = float("-inf")
@@ -465,6 +466,18 @@ class Run:
         """How many agents have said a last word that is another verdict than PASS."""
         return sum(agent.final is not None and agent.final["verdict"] != "PASS" for agent in self._agents.values())
 
+    def pending(self) -> int:
+        """How many events the agents had not delivered when they sent their newest heartbeats; none once they are through."""
+        return sum(agent.pending for agent in self._agents.values() if not agent.receipt)
+
+    def silence(self) -> float:
+        """For how many seconds the least recently heard agent has been silent, of those that still have something to say."""
+        now = self._clock()
+        return max(
+            (now - one.heard for one in self._agents.values() if one.heard is not None and one.health != "finished"),
+            default=0.0,
+        )
+
     def health(self) -> dict[str, int]:
         """How many agents are in each state of health."""
         counts = dict.fromkeys(HEALTHS, 0)
@@ -631,6 +644,7 @@ class Run:
             if current and (not agent.points or event.t_mono_ns > agent.points[-1][0]):
                 if one.final is None:
                     agent.phase = payload["phase"]
+                    agent.pending = payload["pending_events"]
                 agent.points.append((event.t_mono_ns, payload["written_bytes"]))
         elif event.kind == "start":
             if not current and agent.current.started and event.t_mono_ns > agent.current.last_mono_ns:
