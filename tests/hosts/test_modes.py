@@ -62,3 +62,32 @@ def test_a_collector_on_a_host_of_its_own(fleet: Fleet, tmp_path: Path) -> None:
     assert summary["fleet"]["rollovers"] > 0
     assert (tmp_path / "results/latest/collector.log").read_text()
     assert snapshot(fleet) == before
+
+
+LATE = """#!/bin/sh
+LD_PRELOAD=$(ls /usr/lib/*/faketime/libfaketime.so.1) FAKETIME=%s exec /usr/bin/python3 "$@"
+"""
+
+
+@pytest.mark.parametrize(("shift", "told"), [("+2h", "ahead of"), ("-2h", "behind")])
+def test_a_host_whose_clock_is_off_is_refused_before_anything_is_changed(
+    fleet: Fleet, tmp_path: Path, shift: str, told: str
+) -> None:
+    """The run's certificates would not be valid there; only Python's clock is shifted."""
+    script = fleet.host("deb12").root / "usr/local/bin/late-python"
+    script.write_text(LATE % shift)
+    script.chmod(0o755)
+    before = snapshot(fleet)
+    try:
+        late = "[fury_agents]\ndeb12 ansible_python_interpreter=/usr/local/bin/late-python\n"
+        path = fleet.inventory(tmp_path / "inventory", late)
+        argv = [PLAYBOOK, "-i", str(path), "run.yml", "-e", "chunk_mb=5", "-e", "seconds=4"]
+        done = fleet.controller_run([*argv, "-e", f"fury_results={tmp_path}/results"], cwd=REPO)
+        assert done.returncode != 0
+        (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert sentence.startswith("error: deb12: its clock is 7"), sentence
+        assert f" s {told} the controller's, and up to 3000 s are allowed" in sentence
+        assert "PRECONDITION: nothing was changed on any host" in done.stdout
+        assert snapshot(fleet) == before
+    finally:
+        script.unlink()
