@@ -47,6 +47,7 @@ from fury_agent.writer import Progress, Ring, Rollover, Work, Writer
 
 _TICK_S = 0.5
 _READY_APART_S = 0.5
+_READY_APART_MOST_S = 10.0
 _EXCHANGES_KEPT = 60
 _EXCHANGES_WANTED = 3
 _PREDECESSOR_S = 60.0  # the collector calls a silent process lost after 40 s
@@ -442,6 +443,7 @@ class _Agent:
         predecessor_s = time.monotonic() + _PREDECESSOR_S
         missing: Optional[Tuple[str, ...]] = None
         trouble: Optional[str] = None
+        apart_s = _READY_APART_S
         while not self.stop_reason:
             asked_s = time.monotonic()
             if asked_s >= deadline_s:
@@ -485,7 +487,8 @@ class _Agent:
                     self.best_exchange = best
                     return max(time.monotonic(), exchange.collector_s + start_in_s + best.offset_s)
                 missing = self._say_missing(exchange.answer, missing)
-            self._wait(_READY_APART_S - (time.monotonic() - asked_s))
+                apart_s = max(_READY_APART_S, min(_READY_APART_MOST_S, exchange.ask_in_s))
+            self._wait(apart_s - (time.monotonic() - asked_s))
         self.collector_unreachable = self.collector_unreachable or trouble is not None
         raise self._stopped_early()
 

@@ -61,6 +61,12 @@ class Exchange:
     held_s: float = 0.0
 
     @property
+    def ask_in_s(self) -> float:
+        """When to ask again, as the collector would have it; 0 where it does not say."""
+        said = self.answer.get("ask_in_s")
+        return float(said) if isinstance(said, (int, float)) else 0.0
+
+    @property
     def round_trip_s(self) -> float:
         """How long question and answer were on their way, without the time the collector held the question."""
         return max(0.0, self.answered_s - self.asked_s - self.held_s)

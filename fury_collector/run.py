@@ -6,6 +6,7 @@ recorded in an outbox. All of it belongs to one thread.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,12 @@ LATE_S, SUSPECT_S, LOST_S = 10.0, 20.0, 40.0
 START_AHEAD_S = 0.8
 START_AHEAD_AGENT_S = 0.01
 START_AHEAD_MOST_S = 3.0
+# The armed ask so often, and larger fleets less often: all together no more than ASKS_PER_S, and each within LATE_S.
+ASK_IN_S, ASK_IN_MOST_S = 0.5, 5.0
+ASKS_PER_S = 2000
+ASK_MARGIN_S = 2.0
+PROGRESS_EVERY_S = 0.25  # to see how a large fleet is getting on costs something: not with each push
+LARGE_FLEET = 200
 LINGER_S = 3.0
 ABORT_LINGER_S = 15.0
 STANDSTILL_S = 5.0
@@ -299,6 +306,9 @@ class Run:
         self._roll_sample = ""
         self._roll_told = now
         self._agents = {agent.name: _restored(agent, now) for agent in rows.agents}
+        self._missing = dict.fromkeys(self._agents)  # who is not ready, as far as it is known without asking everybody
+        self._ask_in_s = min(ASK_IN_MOST_S, max(ASK_IN_S, len(self._agents) / ASKS_PER_S))
+        self._progressed = float("-inf")
         self._curve = _Curve()
         self._skew_told = self.start_skew_s is not None
         if rows.next_message == 0:
@@ -327,6 +337,8 @@ class Run:
         agent.polled = True
         agent.phase = agent.phase or "armed"
         self._heard(agent, ready.epoch)
+        if self._is_ready(agent):
+            self._missing.pop(name, None)
         self._open_barrier()
         now = self._clock()
         answer: dict[str, Any] = {"collector_mono_s": now}
@@ -338,8 +350,13 @@ class Run:
             return {"state": "abort", "reason": "the run is over for this agent", **answer}
         if self.start_mono_s is not None:
             return {"state": "start", "start_in_s": self.start_mono_s - now, **answer}
-        missing = self.missing()
-        return {"state": "waiting", "missing": missing[:50], "missing_count": len(missing), **answer}
+        return {
+            "state": "waiting",
+            "missing": list(itertools.islice(self._missing, 50)),
+            "missing_count": len(self._missing),
+            "ask_in_s": self._ask_in_s,
+            **answer,
+        }
 
     def heard(self, name: str, epoch: str) -> None:
         """An agent's well-formed push has arrived, whatever becomes of it."""
@@ -359,7 +376,9 @@ class Run:
         one.receipt = one.receipt or result.receipt
         if agent.receipt:
             self._change(agent, "finished", 0.0)
-        if agent.phase != before or agent.health == "finished":
+        if (agent.phase != before or agent.health == "finished") and (
+            len(self._agents) < LARGE_FLEET or self._clock() - self._progressed >= PROGRESS_EVERY_S
+        ):
             self._progress()
         return "stop" if self.stop_reason is not None or self.state == "aborted" else None
 
@@ -408,6 +427,8 @@ class Run:
                     epoch.heard = None if epoch.heard is None else min(now, epoch.heard + gap)
             self._opened += gap
             self._say(f"the collector itself stood still for {gap:.1f} s: every agent gets that time back", "warning")
+        if self.state == "arming":
+            self._missing = dict.fromkeys(self.missing())
         self._open_barrier()
         if self.state == "arming" and now - self._opened > self._barrier_seconds:
             self._abort(self._barrier_reason())
@@ -710,10 +731,15 @@ class Run:
         )
 
     def _open_barrier(self) -> None:
-        if self.state != "arming" or not all(self._is_ready(agent) for agent in self._agents.values()):
+        if self.state != "arming" or self._missing:
+            return
+        self._missing = dict.fromkeys(self.missing())  # who was ready may have fallen silent
+        if self._missing:
             return
         number = len(self._agents)
         ahead_s = min(START_AHEAD_MOST_S, START_AHEAD_S + number * START_AHEAD_AGENT_S)
+        if self._ask_in_s > ASK_IN_S:
+            ahead_s = max(ahead_s, self._ask_in_s + ASK_MARGIN_S)
         self.start_mono_s = self._clock() + ahead_s
         self._start_wall = self._wall() + ahead_s
         self.state = "starting"
@@ -782,7 +808,7 @@ class Run:
 
     def _progress(self) -> None:
         """Move the run on: running, draining, finished."""
-        now = self._clock()
+        now = self._progressed = self._clock()
         if self.state not in ("starting", "running", "draining") or self.start_mono_s is None:
             return
         agents = list(self._agents.values())

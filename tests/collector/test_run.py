@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+
 import pytest
 import sqlalchemy as sa
 
-from .conftest import CHUNK, EPOCH, NAMES, RUN, Clock, Collector, Open, event, life, plan
+from fury_collector import wire
+from fury_collector.run import Run
+
+from .conftest import CHUNK, EPOCH, NAMES, RUN, Clock, Collector, Open, event, life, plan, ready
 
 OTHER = "00000000000000bb"
 
@@ -38,6 +44,7 @@ def test_the_barrier_names_who_is_missing_and_opens_for_all_at_one_instant(colle
         "state": "waiting",
         "missing": ["megaera", "tisiphone"],
         "missing_count": 2,
+        "ask_in_s": 0.5,
         "collector_mono_s": collector.clock.now,
         "held_s": 0.0,
     }
@@ -53,6 +60,25 @@ def test_the_barrier_names_who_is_missing_and_opens_for_all_at_one_instant(colle
     collector.pass_time(2)
     assert collector.state()["state"] == "running"
     assert collector.ready("megaera").get_json()["start_in_s"] < 0
+
+
+def test_a_large_fleet_asks_less_often_and_has_time_to_ask_again_before_the_start(collector_at: Open) -> None:
+    """At most 2,000 questions a second together; the start is further ahead than the next question."""
+    names = tuple(f"agent-{number:05}" for number in range(6000))
+    collector = collector_at(plan(names))
+    run: Run = collector.app.extensions["fury_run"]
+    words = wire.ready(ready())
+    took: list[float] = []
+    for name in names:
+        began = time.perf_counter()
+        answer = run.ready(name, words)
+        took.append(time.perf_counter() - began)
+        if name == names[0]:
+            assert (answer["ask_in_s"], answer["missing_count"], len(answer["missing"])) == (3.0, 5999, 50)
+    assert answer["state"] == "start"
+    assert answer["start_in_s"] == pytest.approx(5.0)
+    # What an answer costs does not grow with the fleet: the last one, which opens the barrier, looks at everybody once.
+    assert statistics.median(took) < 0.0002
 
 
 def test_the_barrier_does_not_open_over_an_agent_that_fell_silent(collector: Collector) -> None:
