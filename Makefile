@@ -9,7 +9,7 @@ MINUTES ?= 1
 FROM := $(if $(wildcard wheels),--no-index --find-links wheels)
 UNSERVED := echo "make setup: the wheels of this bundle could not be installed, pip says why above; docs/airgap.md tells which machines and Pythons they serve; then: make clean; make setup PYTHON=…" >&2; exit 1
 
-.PHONY: help setup run teardown lint test soak bundle sbom licences packages lock clean
+.PHONY: help setup run teardown lint test soak credentials bundle sbom licences packages lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -53,6 +53,9 @@ test: packages $(VENV)/.dev ## everything that is tested
 soak: packages $(VENV)/.dev ## 30 minutes of random faults on real hosts (MINUTES=…, SEED=…)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults.soak --minutes $(if $(filter command%,$(origin MINUTES)),$(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
+credentials: setup ## the read password and a ca.pem in credentials/, for a Prometheus that is started before the first run
+	@$(BIN)/python -m fury_controller.trust
+
 bundle: $(VENV)/.dev ## one archive in dist/ for controllers without Internet (docs/airgap.md)
 	@$(BIN)/python -m fury_controller.bundle
 
@@ -64,14 +67,14 @@ licences: $(VENV)/.dev ## write docs/dependencies.md again
 
 # Debian packages that the tests run beside Fury; only as root on Debian-like systems, elsewhere such tests skip and say why.
 packages:
-	@missing=$$(for p in $$(cat tests/packages.txt tests/hosts/packages.txt); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	@missing=$$(for p in $$(cat tests/packages.txt tests/hosts/packages.txt) $$(command -v npm >/dev/null || echo nodejs npm); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  echo "installing Debian packages for the tests:" $$missing; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	elif [ -n "$$missing" ]; then echo "not installed (needs root on Debian), tests that need them will skip:" $$missing; fi
 
 lock: $(VENV)/.dev ## lock the requirements again
-	@for f in agent collector controller dev; do \
+	@for f in agent collector controller parquet postgresql dev; do \
 	  $(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --strip-extras --allow-unsafe --no-header \
 	    -o requirements/$$f.txt requirements/$$f.in; done
 

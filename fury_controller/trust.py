@@ -20,6 +20,7 @@ import os
 import secrets
 import ssl
 import stat
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
@@ -148,6 +149,20 @@ def prepare(directory: Path, authority_pem: str) -> None:
         ) from None
 
 
+def main() -> None:
+    """Prepare ``credentials/`` before the first run: a Prometheus that starts without a certificate there never scrapes."""
+    directory = Path(__file__).parents[1] / "credentials"
+    try:
+        begin()
+        if not (directory / AUTHORITIES_FILE).exists():
+            prepare(directory, authority("none yet", seconds=0))  # a run's own takes its place
+        else:
+            password(directory)
+    except NotPossible as error:
+        sys.exit(f"credentials: {error}")
+    print(f"{directory}: user {READER}, password in {PASSWORD_FILE}, the runs' authorities in {AUTHORITIES_FILE}")
+
+
 def password(directory: Path) -> str:
     """The read password in a credentials directory. Raises NotPossible."""
     path = directory / PASSWORD_FILE
@@ -265,3 +280,7 @@ def _write(path: Path, text: str) -> None:
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(text)
     os.replace(draft, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,11 +7,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from grafana.source import fleet
+from grafana.source import agent, compare, fleet
 from grafana.source.panels import render
 
 HERE = Path(__file__).resolve().parent
-DASHBOARDS: dict[str, Callable[[], object]] = {"fleet.json": fleet.dashboard}
+DASHBOARDS: dict[str, Callable[[], object]] = {
+    "fleet.json": fleet.dashboard,
+    "agent.json": agent.dashboard,
+    "compare.json": compare.dashboard,
+}
 
 
 def outdated(directory: Path = HERE / "dashboards") -> list[str]:

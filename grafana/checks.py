@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ Tree = dict[str, Any]
 
 # Those that Grafana's own libraries can render here.
 PANEL_TYPES = {"timeseries", "stat", "bargauge", "table", "text", "row"}
-TRANSFORMATIONS = {"joinByField", "organize"}
+TRANSFORMATIONS = {"joinByField", "organize", "groupingToMatrix", "sortBy"}
+WINDOWS = {"$__rate_interval", "$__range", "$__range:2s"}  # 2s is the scrape interval: no step misses a scrape
 UNITS = {value for name, value in vars(units).items() if name[0].isupper() and isinstance(value, str)}
 MOUNT = "/etc/grafana/fury/dashboards"  # where README.md tells to mount grafana/dashboards
 
@@ -35,6 +37,12 @@ def expressions(dashboard: Tree) -> Iterator[tuple[str, Tree]]:
             yield f"{panel.get('title')} {target.get('refId')}", target
 
 
+def marks(dashboard: Tree) -> Iterator[tuple[str, Tree]]:
+    """Yields name and query of every annotation, in the keys of a panel's target."""
+    for mark in dashboard["annotations"]["list"]:
+        yield f"annotation {mark.get('name')}", {**mark, "legendFormat": mark.get("textFormat")}
+
+
 def substitute(expr: str, values: dict[str, str]) -> str:
     """Returns `expr` with `$name` and `${name}` replaced by the values, the way Grafana does before it asks."""
     for name, value in values.items():
@@ -48,20 +56,46 @@ def example_values(dashboard: Tree) -> dict[str, str]:
     return own | {variable["name"]: "x" for variable in dashboard["templating"]["list"]}
 
 
+def label_query(variable: Tree) -> tuple[str, str] | None:
+    """Returns selector and label of a variable's `label_values(selector, label)`, None where it is something else."""
+    match = re.fullmatch(r"label_values\((.+), *(\w+)\)", str(variable.get("query")))
+    return (match[1], match[2]) if match else None
+
+
 def metrics_of(contract: str) -> set[str]:
     """Returns the metric names that docs/protocol.md (its text) promises."""
     return set(re.findall(r"fury_[a-z_]+", contract))
 
 
 def check_dashboard(dashboard: Tree, metrics: set[str]) -> list[str]:
-    """Returns what is wrong with a dashboard whose queries may use `metrics` and process_*."""
+    """Returns what is wrong with a dashboard whose queries may use `metrics`, `up` and process_*."""
     problems = [*_check_frame(dashboard), *_check_layout(dashboard), *_check_variables(dashboard)]
-    problems += _check_datasources(dashboard)
+    problems += [*_check_datasources(dashboard), *_check_marks(dashboard)]
     for panel in panels(dashboard):
         problems += _check_panel(panel)
-    values = example_values(dashboard)
-    for where, target in expressions(dashboard):
-        problems += _check_expression(where, str(target.get("expr", "")), values, metrics)
+    for where, target in itertools.chain(expressions(dashboard), marks(dashboard)):
+        problems += _check_expression(where, str(target.get("expr", "")), dashboard, metrics)
+    return problems
+
+
+def check_links(dashboards: list[Tree]) -> list[str]:
+    """Returns what is wrong with the ways between these dashboards."""
+    problems = []
+    by_uid = {dashboard["uid"]: dashboard for dashboard in dashboards}
+    if len(by_uid) != len(dashboards):
+        problems.append(f"uids {sorted(dashboard['uid'] for dashboard in dashboards)} are not unique")
+    tags = {tag for dashboard in dashboards for tag in dashboard["tags"]}
+    for dashboard in dashboards:
+        for link in dashboard.get("links", []):
+            if link["type"] != "dashboards" or not set(link["tags"]) <= tags or not link["includeVars"]:
+                problems.append(f"{dashboard['title']}: link {link['title']} leads nowhere, or drops the variables")
+        for url in re.findall(r'"url": "(/[^"]*)"', json.dumps(dashboard["panels"])):
+            where, _, arguments = url.partition("?")
+            there = by_uid.get(where.removeprefix("/d/"))
+            known = {variable["name"] for variable in there["templating"]["list"]} if there else set()
+            named = re.findall(r"var-(\w+)=|\$\{(\w+):queryparam\}", arguments)
+            if not there or not {a or b for a, b in named} <= known:
+                problems.append(f"{dashboard['title']}: {url} leads to no dashboard or sets a variable that it has not")
     return problems
 
 
@@ -101,17 +135,12 @@ def _check_variables(dashboard: Tree) -> Iterator[str]:
             yield f"variable {name}: has the SDK's auto keys"
         if variable["type"] == "query" and not label_query(variable):
             yield f"variable {name}: its query is not label_values(metric, label)"
-    agent = by_name.get("agent", {})
-    if not (agent.get("multi") and agent.get("includeAll")):
-        yield "variable agent: has to offer several and all"
+        if bool(variable.get("multi")) != bool(variable.get("includeAll")):
+            yield f"variable {name}: has to offer one, or several and all"
+        if variable.get("multi") and variable.get("allValue") != ".+":
+            yield f"variable {name}: all has to ask for any, not list every name"
     if by_name.get("datasource", {}).get("current", {}).get("value") != DATASOURCE_UID:
         yield "variable datasource: does not start with the provisioned data source"
-
-
-def label_query(variable: Tree) -> tuple[str, str] | None:
-    """Returns selector and label of a variable's `label_values(selector, label)`, None where it is something else."""
-    match = re.fullmatch(r"label_values\((.+), *(\w+)\)", str(variable.get("query")))
-    return (match[1], match[2]) if match else None
 
 
 def _check_datasources(tree: Any, path: str = "dashboard") -> Iterator[str]:
@@ -159,10 +188,50 @@ def _check_panel(panel: Tree) -> Iterator[str]:
             yield f"{title}: query {target.get('refId')} has no datasource"
         if kind != "table" and not target.get("legendFormat"):
             yield f"{title}: query {target.get('refId')} has no legend"
-        for label in re.findall(r"\{\{\s*(\w+)\s*\}\}", target.get("legendFormat") or ""):
-            if label not in re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", target["expr"]))):
-                yield f"{title}: legend label {label} is not in the result of {target['expr']}"
+        yield from _check_labels(str(title), target)
+        yield from _check_unit(panel, target)
     yield from _check_transformations(panel, refs)
+
+
+def _check_marks(dashboard: Tree) -> Iterator[str]:
+    names = [name for name, _ in marks(dashboard)]
+    if len(set(names)) != len(names) or not names:
+        yield f"annotations {names} are none or not unique"
+    for name, mark in marks(dashboard):
+        for key in ("name", "iconColor", "enable", "datasource", "titleFormat", "textFormat"):
+            if not mark.get(key):
+                yield f"{name}: no {key}"
+        if mark.get("step") != "2s":
+            yield f"{name}: step {mark.get('step')}; without 2s Grafana looks once a minute"
+        yield from _check_labels(name, mark)
+
+
+def _check_labels(where: str, target: Tree) -> Iterator[str]:
+    grouped = re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", target["expr"])))
+    for label in re.findall(r"\{\{\s*(\w+)\s*\}\}", target.get("legendFormat") or ""):
+        if label not in grouped:
+            yield f"{where}: legend label {label} is not in the result of {target['expr']}"
+
+
+def _check_unit(panel: Tree, target: Tree) -> Iterator[str]:
+    """Says where a query's unit is not that of its metric, as Prometheus' names have it."""
+    expr, ref = target["expr"], target["refId"]
+    unit = panel["fieldConfig"]["defaults"].get("unit")
+    for transformation in panel.get("transformations", []):
+        column = transformation["options"].get("renameByName", {}).get(f"Value #{ref}")
+        for override in panel["fieldConfig"]["overrides"]:
+            if override["matcher"]["options"] == column:
+                unit = next((each["value"] for each in override["properties"] if each["id"] == "unit"), unit)
+    rated, shares = "rate(" in expr, ") / " in expr
+    of_metric = {
+        r"_(ratio|cpu_seconds_total|duration_seconds_sum)\b": {"percentunit"},
+        r"_bytes(_total)?\b": {"percentunit"} if shares else {"Bps"} if rated else {"decbytes", "bytes"},
+        r"_seconds(_bucket)?\b": {"s"},
+        r"_total\b": {"cps", "eps"} if rated else {"short"},
+    }
+    fitting = next((units for pattern, units in of_metric.items() if re.search(pattern, expr)), {unit})
+    if unit not in fitting and not expr.startswith("count"):
+        yield f"{panel['title']}: unit {unit} of query {ref} is not among {sorted(fitting)}, as its metric wants"
 
 
 def _check_transformations(panel: Tree, refs: list[Any]) -> Iterator[str]:
@@ -176,11 +245,15 @@ def _check_transformations(panel: Tree, refs: list[Any]) -> Iterator[str]:
             yield f"{panel['title']}: column {column} has no query"
 
 
-def _check_expression(where: str, expr: str, values: dict[str, str], metrics: set[str]) -> Iterator[str]:
+def _check_expression(where: str, expr: str, dashboard: Tree, metrics: set[str]) -> Iterator[str]:
     for window in re.findall(r"\[([^]]*)\]", expr):
-        if window not in ("$__rate_interval", "$__range"):
-            yield f"{where}: window [{window}] is neither $__rate_interval nor $__range"
-    plain = substitute(expr, values)
+        if window not in WINDOWS:
+            yield f"{where}: window [{window}] is not among {sorted(WINDOWS)}"
+    several = {variable["name"] for variable in dashboard["templating"]["list"] if variable.get("multi")}
+    for operator, name in re.findall(r'([=~!]+) *"\$(\w+)"', expr):
+        if operator != ("=~" if name in several else "="):
+            yield f"{where}: ${name} is {'several' if name in several else 'one'} and can't be compared by {operator}"
+    plain = substitute(expr, example_values(dashboard))
     if "$" in plain:
         yield f"{where}: unknown variable in {plain}"
         return
@@ -189,11 +262,28 @@ def _check_expression(where: str, expr: str, values: dict[str, str], metrics: se
     except ValueError as error:
         yield f"{where}: does not parse: {error}: {plain}"
         return
-    for metric in sorted(set(re.findall(r"\b(?:fury|process)_\w+", re.sub(r'"[^"]*"', "", plain)))):
-        if metric not in metrics and not metric.startswith("process_"):
-            base = re.sub(r"_(bucket|sum|count)$", "", metric)
-            if base not in metrics or not base.endswith("_seconds"):
-                yield f"{where}: metric {metric} is not in docs/protocol.md"
+    for metric in sorted(_names(plain)):
+        base = re.sub(r"_(bucket|sum|count)$", "", metric)
+        histogram = base in metrics and base.endswith("_seconds")
+        if metric not in metrics and metric != "up" and not metric.startswith("process_") and not histogram:
+            yield f"{where}: metric {metric} is not in docs/protocol.md"
+
+
+def _names(expr: str) -> set[str]:
+    """Returns the metrics that a valid expression selects."""
+    found: set[str] = set()
+
+    def walk(node: Any) -> None:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.add(str(node.name))
+        for part in ("expr", "lhs", "rhs", "vector_selector"):
+            if hasattr(node, part):
+                walk(getattr(node, part))
+        for argument in getattr(node, "args", None) or []:
+            walk(argument)
+
+    walk(promql_parser.parse(expr))
+    return found
 
 
 def check_provisioning(grafana: Path) -> list[str]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import units
 
 from grafana.source.panels import (
+    FSYNC,
+    QUANTILES,
+    READ,
+    ROLLOVERS,
+    WRITE,
+    WRITTEN,
     Panel,
     bars,
     columns,
@@ -20,16 +25,10 @@ from grafana.source.panels import (
     of_run,
     quantile,
     rows,
+    start,
     target,
-    variables,
 )
 
-WRITTEN = "fury_written_bytes_total"
-ROLLOVERS = "fury_rollovers_total"
-WRITE = "fury_write_duration_seconds_bucket"
-FSYNC = "fury_fsync_duration_seconds_bucket"
-READ = "fury_read_duration_seconds_bucket"
-QUANTILES = {"A": 0.5, "B": 0.95, "C": 0.99}
 HEALTH = {
     "waiting": "blue",
     "green": "green",
@@ -42,11 +41,9 @@ HEALTH = {
 
 def dashboard() -> Any:
     """Returns the builder of the Fleet dashboard."""
-    board = builders.Dashboard("Fury: Fleet").uid("fury-fleet").tags(["fury"]).editable().timezone("browser")
-    board = board.description("One run over the fleet: its state, throughput, latency, hosts and collector.")
-    board = board.time("now-15m", "now").refresh("5s").tooltip(models.DashboardCursorSync.CROSSHAIR)
-    for variable in variables():
-        board = board.with_variable(variable)
+    board = start(
+        "Fury: Fleet", "fury-fleet", "One run over the fleet: its state, throughput, latency, hosts and collector."
+    ).refresh("5s")
     sections = {
         "Run": _run(),
         "Throughput": _throughput(),
@@ -58,13 +55,17 @@ def dashboard() -> Any:
 
 
 def _run() -> list[Panel]:
-    state = number(
+    # With names for values Grafana would show an empty box.
+    nothing = 'label_replace(vector(1), "state", "no collector", "", "")'
+    state = f"max by (state) ({of_collector('fury_collector_run_state', None)}) == 1"
+    phase = number(
         "State",
-        "Where the run is now, as the collector sees it: arming, starting, running, draining, finished or aborted.",
+        "Where the run is now, as the collector sees it: arming, starting, running, draining, finished or aborted; or no "
+        "collector, where none has answered.",
         units.Short,
-        instant(f"max by (state) ({of_collector('fury_collector_run_state', None)}) == 1", "{{state}}"),
+        instant(f"{state} or on () {nothing}", "{{state}}"),
         words=True,
-    ).no_value("no collector")
+    )
     throughput = number(
         "Throughput now",
         "Durable bytes per second of the chosen agents together, over the last scrapes.",
@@ -98,7 +99,7 @@ def _run() -> list[Panel]:
         steps=[(None, "green"), (0.1, "orange"), (1, "red")],
     )
     journal = number(
-        "Not acknowledged",
+        "In journals",
         "Events that the chosen agents still hold in their journals because the collector has not acknowledged them.",
         units.Short,
         target(f"sum({of_run('fury_journal_events', None)})", "events"),
@@ -119,7 +120,7 @@ def _run() -> list[Panel]:
         "A row per agent. Throughput is that of the last scrapes; all else covers this time range.",
         "agent",
         {
-            "A": ("Throughput now", units.BytesPerSecondSI),
+            "A": ("Throughput", units.BytesPerSecondSI),
             "B": ("Written", units.BytesSI),
             "C": ("Rollovers", units.Short),
             "D": ("Write p99", units.Seconds),
@@ -135,8 +136,9 @@ def _run() -> list[Panel]:
         columns(quantile(0.99, of_run(FSYNC, whole, "max_over_time"), "agent"), "E"),
         columns(f"sum by (agent) ({of_run('fury_write_errors_total', whole, 'max_over_time')})", "F"),
         columns(f"min by (agent) ({of_run('fury_disk_free_bytes', whole, 'min_over_time')})", "G"),
+        words=("host",),
     )
-    figures = [(state, 4), (throughput, 4), (written, 4), (rollovers, 3), (errors, 3), (skew, 3), (journal, 3)]
+    figures = [(phase, 4), (throughput, 4), (written, 4), (rollovers, 3), (errors, 3), (skew, 3), (journal, 3)]
     return [*((panel, width, 4) for panel, width in figures), (health, 6, 9), (agents, 18, 9)]
 
 
@@ -292,4 +294,20 @@ def _collector() -> list[Panel]:
         units.Short,
         target(f"sum({of_collector('process_open_fds', None)})", "open files"),
     )
-    return [(panel, 8, 8) for panel in (health, events, pushes, cpu, memory, descriptors)]
+    pending = graph(
+        "Not delivered",
+        "Events that agents have still to deliver, by what they said last. All agents of the run, also those that Prometheus "
+        "does not reach.",
+        units.Short,
+        target(f"sum({of_collector('fury_collector_events_pending', None)})", "events"),
+    )
+    silence = graph(
+        "Longest silence",
+        "Since when the agent has been silent that was heard least recently: late after 10 s, suspect after 20 s, lost after "
+        "40 s.",
+        units.Seconds,
+        target(f"max({of_collector('fury_collector_silence_seconds', None)})", "silence"),
+    )
+    delivery = [(pending, 12, 8), (silence, 12, 8)]
+    of_process = [(panel, 8, 8) for panel in (cpu, memory, descriptors)]
+    return [(health, 8, 10), (events, 8, 10), (pushes, 8, 10), *of_process, *delivery]

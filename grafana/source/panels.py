@@ -21,29 +21,63 @@ DATASOURCE = common_models.DataSourceRef(type_val="prometheus", uid="${datasourc
 DATASOURCE_UID = "fury-prometheus"  # the provisioned one; the variable starts with it
 SCHEMA_VERSION = 42
 
+HEADINGS = {"agent": "Agent", "host": "Host", "run_id": "Run", "version": "Version", "directory": "Directory"}
+WIDTHS = {"agent": 120, "run_id": 190, "dateTimeAsIso": 170}  # of a table's columns, by key or unit
+_HERE = "${datasource:queryparam}&${__url_time_range}"
+_TO_AGENT = "/d/fury-agent?var-agent=${__value.raw}&${run:queryparam}&" + _HERE
+_TO_FLEET = "/d/fury-fleet?var-run=${__value.raw}&" + _HERE
+LINKS = {
+    "agent": {"title": "This agent in depth", "url": _TO_AGENT},
+    "run_id": {"title": "This run's fleet", "url": _TO_FLEET},
+}
+
 Step = tuple[float | None, str]
 Panel = tuple[Any, int, int]  # builder, width, height
 
+WRITTEN = "fury_written_bytes_total"
+ROLLOVERS = "fury_rollovers_total"
+WRITE = "fury_write_duration_seconds_bucket"
+FSYNC = "fury_fsync_duration_seconds_bucket"
+READ = "fury_read_duration_seconds_bucket"
+QUANTILES = {"A": 0.5, "B": 0.95, "C": 0.99}
+
+SEVERAL_AGENTS, ONE_AGENT, EVERY_AGENT = '{agent=~"$agent"}', '{agent="$agent"}', ""
+ONE_RUN, SEVERAL_RUNS = '{run_id="$run"}', '{run_id=~"$run"}'
 
 # Queries. Only the info metrics carry the run id, so every other one is joined to them by its target.
 
 
-def of_run(metric: str, window: str | None = "$__rate_interval", function: str = "rate") -> str:
-    """Returns `metric` of the chosen agents and run: `function` over `window`, or as it is where the window is None."""
-    selector = f'{metric}{{agent=~"$agent"}}'
-    if window is None:
-        return f'{selector} * on (job, instance) group_left () fury_run_info{{run_id="$run"}}'
+def of_run(
+    metric: str,
+    window: str | None = "$__rate_interval",
+    function: str = "rate",
+    *,
+    agents: str = SEVERAL_AGENTS,
+    runs: str = ONE_RUN,
+) -> str:
+    """Returns `metric` of the chosen agents and runs: `function` over `window`, or as it is where the window is None."""
+    value, info = f"{metric}{agents}", f"fury_run_info{runs}"
+    if window is not None:
+        value = f"{function}({value}[{window}])"
     # Over the whole range the join has to look as far back as the value, or agents that have gone would drop out.
-    info = 'fury_run_info{run_id="$run"}'
     if window == "$__range":
         info = f"max_over_time({info}[$__range])"
-    return f"{function}({selector}[{window}]) * on (job, instance) group_left () {info}"
+    return f"{value} * on (job, instance) group_left (run_id) {info}"
 
 
-def of_collector(metric: str, window: str | None = "$__rate_interval") -> str:
-    """Returns the collector's `metric` while it serves the chosen run."""
+def of_collector(metric: str, window: str | None = "$__rate_interval", *, runs: str = ONE_RUN, offset: str = "") -> str:
+    """Returns the collector's `metric` while it serves a chosen run, or did so `offset` ago."""
     value = metric if window is None else f"rate({metric}[{window}])"
-    return f'{value} * on (job, instance) group_left () (fury_collector_run_info{{run_id="$run"}} == 1)'
+    info = f"fury_collector_run_info{runs}"
+    if offset:
+        value, info = f"{value} offset {offset}", f"{info} offset {offset}"
+    return f"{value} * on (job, instance) group_left (run_id) ({info} == 1)"
+
+
+def running(runs: str, offset: str = "") -> str:
+    """Returns 1 for every chosen run while it runs, and nothing before and after."""
+    state = of_collector('fury_collector_run_state{state="running"}', None, runs=runs, offset=offset)
+    return f"max by (run_id) ({state}) == 1"
 
 
 def quantile(q: float, value: str, by: str = "") -> str:
@@ -72,7 +106,7 @@ def columns(expr: str, ref: str) -> Any:
 
 
 def graph(title: str, description: str, unit: str, *targets: Any, stacked: bool = False) -> Any:
-    """Returns a time series whose legend is a table of last, mean and max, and whose colours go by name."""
+    """Returns a time series whose legend is a table of last, mean and max."""
     legend = common.VizLegendOptions().display_mode(common_models.LegendDisplayMode.TABLE)
     legend = legend.placement(common_models.LegendPlacement.BOTTOM).show_legend(True)
     legend = legend.calcs(["lastNotNull", "mean", "max"])
@@ -82,7 +116,7 @@ def graph(title: str, description: str, unit: str, *targets: Any, stacked: bool 
     panel = panel.show_points(common_models.VisibilityMode.AUTO).span_nulls(False)
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A"))
-    return _finish(panel, title, description, unit, [(None, "green")], "palette-classic-by-name", targets)
+    return _finish(panel, title, description, unit, [(None, "green")], "palette-classic", targets)
 
 
 def number(
@@ -101,26 +135,58 @@ def bars(title: str, description: str, unit: str, *targets: Any, colours: dict[s
     panel = bargauge.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
     panel = panel.orientation(common_models.VizOrientation.HORIZONTAL)
     panel = panel.display_mode(common_models.BarGaugeDisplayMode.BASIC).min(0)
+    panel = panel.text(common.VizTextDisplayOptions().title_size(13).value_size(18))
     for name, colour in (colours or {}).items():
         fixed = models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
         panel = panel.override_by_name(name, [fixed])
     return _finish(panel, title, description, unit, [(None, "blue")], "thresholds", targets)
 
 
-def rows(title: str, description: str, key: str, names: dict[str, tuple[str, str]], *targets: Any) -> Any:
-    """Returns a table with a row per `key`; `names` gives each query's column its title and unit, by ref id."""
-    panel = table.Panel().with_transformation(
-        models.DataTransformerConfig(id_val="joinByField", options={"byField": key, "mode": "outer"})
-    )
+def rows(
+    title: str,
+    description: str,
+    key: str,
+    names: dict[str, tuple[str, str]],
+    *targets: Any,
+    words: tuple[str, ...] = (),
+) -> Any:
+    """Returns a table with a row per `key`; `names` gives each query's column its title and unit, by ref id.
+
+    `words` are labels of the first query that become columns too.
+    """
+    panel = table.Panel().min_width(90)  # with Grafana's own 150 nine columns would not fit
+    join = {"byField": key, "mode": "outer"}
+    panel = panel.with_transformation(models.DataTransformerConfig(id_val="joinByField", options=join))
     # Joining numbers the columns that several queries have: "Time 1", "Time 2", …
     hidden = {"Time": True} | {f"Time {n}": True for n in range(1, len(targets) + 1)}
-    titles = {f"Value #{ref}": name for ref, (name, _) in names.items()} | {key: key.capitalize(), "host": "Host"}
-    order = {column: n for n, column in enumerate([key, "host", *(f"Value #{ref}" for ref in names)])}
-    options = {"excludeByName": hidden, "renameByName": titles, "indexByName": order}
-    panel = panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=options))
+    titles = {f"Value #{ref}": name for ref, (name, _) in names.items()} | {
+        label: HEADINGS[label] for label in (key, *words)
+    }
+    order = {column: n for n, column in enumerate([key, *words, *(f"Value #{ref}" for ref in names)])}
+    shown = {"excludeByName": hidden, "renameByName": titles, "indexByName": order}
+    panel = panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=shown))
     for name, unit in names.values():
-        panel = panel.override_by_name(name, [models.DynamicConfigValue(id_val="unit", value=unit)])
+        options = [models.DynamicConfigValue(id_val="unit", value=unit)]
+        if unit in WIDTHS:
+            options.append(models.DynamicConfigValue(id_val="custom.width", value=WIDTHS[unit]))
+        panel = panel.override_by_name(name, options)
+    link = models.DynamicConfigValue(id_val="links", value=[LINKS[key]])
+    width = models.DynamicConfigValue(id_val="custom.width", value=WIDTHS[key])
+    panel = panel.override_by_name(HEADINGS[key], [link, width])
     return _finish(panel, title, description, "short", [(None, "text")], "thresholds", targets)
+
+
+def matrix(title: str, description: str, unit: str, query: Any) -> Any:
+    """Returns a table with a row per agent and a column per run from a query by (agent, run_id)."""
+    options = {"rowField": "agent", "columnField": "run_id", "valueField": "Value", "emptyValue": "null"}
+    panel = table.Panel()
+    for field in ("agent", "run_id"):  # rows and columns come in the order of the answer
+        order = {"sort": [{"field": field, "desc": False}]}
+        panel = panel.with_transformation(models.DataTransformerConfig(id_val="sortBy", options=order))
+    panel = panel.with_transformation(models.DataTransformerConfig(id_val="groupingToMatrix", options=options))
+    corner = {"renameByName": {"agent\\run_id": HEADINGS["agent"]}}
+    panel = panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=corner))
+    return _finish(panel, title, description, unit, [(None, "text")], "thresholds", (query,))
 
 
 def _finish(
@@ -137,19 +203,65 @@ def _finish(
 # Dashboards.
 
 
-def variables() -> list[Any]:
-    """Returns the three variables every dashboard starts with: data source, run (the newest first) and agents."""
+def start(title: str, uid: str, description: str, *, agents: str = SEVERAL_AGENTS, runs: str = ONE_RUN) -> Any:
+    """Returns a dashboard without panels: with variables for those runs and agents, their marks, and the way to the others."""
+    board = builders.Dashboard(title).uid(uid).tags(["fury"]).editable().timezone("browser").description(description)
+    board = board.time("now-15m", "now").tooltip(models.DashboardCursorSync.CROSSHAIR)
+    links = builders.DashboardLink("Fury").type(models.DashboardLinkType.DASHBOARDS).tags(["fury"])
+    board = board.link(links.include_vars(True).keep_time(True))
+    for variable in _variables(agents=agents, runs=runs):
+        board = board.with_variable(variable)
+    for each in _marks(runs):
+        board = board.annotation(each)
+    return board
+
+
+def _variables(*, agents: str, runs: str) -> list[Any]:
+    """Returns the three variables of every dashboard: data source, run (the newest first) and agent."""
     chosen = models.VariableOption(text="Fury Prometheus", value=DATASOURCE_UID)
     source = builders.DatasourceVariable("datasource").label("Data source").type("prometheus").current(chosen)
-    run = builders.QueryVariable("run").label("Run").datasource(DATASOURCE)
-    run = run.query("label_values(fury_collector_run_info, run_id)").sort(models.VariableSort.ALPHABETICAL_DESC)
-    run = run.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).current(models.VariableOption(text="", value=""))
-    agent = builders.QueryVariable("agent").label("Agent").datasource(DATASOURCE)
-    agent = agent.query('label_values(fury_run_info{run_id="$run"}, agent)').sort(models.VariableSort.ALPHABETICAL_ASC)
-    agent = agent.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True).include_all(True)
-    # A list of a thousand names in every query would be slow: "All" asks for any agent.
-    agent = agent.all_value(".+").current(models.VariableOption(text=["All"], value=["$__all"]))
-    return [source, run, agent]
+    run = _chooser("run", "label_values(fury_collector_run_info, run_id)", several=runs == SEVERAL_RUNS)
+    run = run.label("Run").sort(models.VariableSort.ALPHABETICAL_DESC)
+    agent = _chooser("agent", f"label_values(fury_run_info{runs}, agent)", several=agents == SEVERAL_AGENTS)
+    return [source, run, agent.label("Agent").sort(models.VariableSort.ALPHABETICAL_ASC)]
+
+
+def _chooser(name: str, query: str, *, several: bool) -> Any:
+    variable = builders.QueryVariable(name).datasource(DATASOURCE).query(query)
+    variable = variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+    if not several:
+        return variable.current(models.VariableOption(text="", value=""))
+    # A list of a thousand names in every query would be slow: "All" asks for any.
+    variable = variable.multi(True).include_all(True).all_value(".+")
+    return variable.current(models.VariableOption(text=["All"], value=["$__all"]))
+
+
+def _marks(runs: str) -> list[Any]:
+    """Returns what every graph is marked with: start and end of the chosen runs, and their faults."""
+    before = running(runs, "$__rate_interval")
+    silent, lost = (
+        of_collector(f"fury_collector_agents{{health=~{health}}}", None, runs=runs)
+        for health in ('"late|suspect"', '"lost"')
+    )
+    failed = of_collector("delta(fury_collector_agents_failed[$__rate_interval])", None, runs=runs)
+    return [
+        mark("Start", "green", f"{running(runs)} unless {before}", "{{run_id}} starts"),
+        mark("End", "blue", f"{before} unless {running(runs)}", "{{run_id}} ends"),
+        mark(
+            "Late agents",
+            "orange",
+            f"sum by (run_id) ({silent}) > 0",
+            "{{run_id}}: agents not heard for more than 10 s",
+        ),
+        mark("Lost agents", "red", f"sum by (run_id) ({lost}) > 0", "{{run_id}}: agents not heard for more than 40 s"),
+        mark("Failed agents", "red", f"sum by (run_id) ({failed}) > 0", "{{run_id}}: an agent failed"),
+    ]
+
+
+def mark(name: str, colour: str, expr: str, text: str) -> Any:
+    """Returns an annotation from when `expr` begins to be above 0 until it ends; {{label}} in `text` is the label's value."""
+    made = builders.AnnotationQuery().name(name).datasource(DATASOURCE).enable(True).icon_color(colour)
+    return made.expr(expr).step("2s").title_format(name).text_format(text)
 
 
 def lay_out(dashboard: Any, sections: dict[str, list[Panel]]) -> Any:
@@ -176,7 +288,6 @@ def render(dashboard: Any) -> str:
     """Returns the JSON of a built dashboard as it is committed."""
     tree: dict[str, Any] = json.loads(JSONEncoder().encode(dashboard.build()))
     tree["schemaVersion"] = SCHEMA_VERSION
-    tree["annotations"].setdefault("list", [])
     for variable in tree["templating"]["list"]:
         if variable["type"] != "interval":
             for key in ("auto", "auto_count", "auto_min"):
