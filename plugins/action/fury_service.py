@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from fury_controller import trust  # noqa: E402
+from fury_controller import trust
 
 CLOCK_S = trust.EARLY_S - 600  # a host's clock may be off by so much, and certificates are still valid there
 
@@ -28,6 +30,9 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
+        log_to = arguments.pop("log_to", None)
+        if log_to:
+            arguments["fetch_log"] = True
         archive = arguments.get("archive")
         if archive and arguments.get("state") == "started":
             arguments["digest"] = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
@@ -46,12 +51,21 @@ class ActionModule(ActionBase):
                 )
             asked = time.time()
             result: dict[str, Any] = self._execute_module(module_args=arguments, task_vars=task_vars)
+            self._keep_log(result.pop("log", ""), log_to)
             return self._judged(result, asked, time.time())
         except trust.NotPossible as error:
             return {"failed": True, "msg": str(error)}
         finally:
             if self._connection._shell.tmpdir:
                 self._remove_tmp_path(self._connection._shell.tmpdir)
+
+    @staticmethod
+    def _keep_log(packed: str, path: str | None) -> None:
+        """Write what the program printed to the controller; nothing where it was removed before."""
+        log = zlib.decompress(base64.b64decode(packed)) if packed else b""
+        if path and log:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(log)
 
     def _judged(self, result: dict[str, Any], asked: float, answered: float) -> dict[str, Any]:
         """The result, failed where the host's clock is not one by which the run's certificates are valid."""

@@ -78,10 +78,13 @@ HOMES = ("/home", "/root", "/run/user")
 TEMPORARY = ("/tmp", "/var/tmp")
 # A path that holds one of these breaks lines, or is no UTF-8 (surrogates stand for that).
 NO_PATH = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
+# How the process of a unit ends that systemd could not put into its sandbox (systemd.exec(5)).
+NOT_CONFINED = {"217": "USER", "218": "CAPABILITIES", "226": "NAMESPACE", "228": "SECCOMP", "243": "CREDENTIALS"}
 STOP_SECONDS = 15.0
 READY_SECONDS = 30.0
 LOCK_SECONDS = 120.0
 COMMAND_SECONDS = 90.0
+LOG_BYTES = 4_000_000
 RETRY_SECONDS = 600
 REAPER_TRIES = 150  # without systemd: about a day
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -289,6 +292,14 @@ def _boot_id() -> str:
     return ""
 
 
+def _has_user_namespaces() -> bool:
+    """False where the administrator forbids them (namespaces(7)), as some guides to secure machines demand."""
+    try:
+        return Path("/proc/sys/user/max_user_namespaces").read_text().strip() != "0"
+    except OSError:
+        return False
+
+
 def _mount_point(path: Path) -> str:
     """Where the file system is mounted on which ``path`` lies (proc(5) mountinfo); bind mounts count."""
     best, wanted = b"/", os.fsencode(path) + b"/"
@@ -397,6 +408,7 @@ class Service:
         if base and not os.path.isabs(base):
             raise HostError(f"base: {base!r} is not allowed; an absolute path is (for example /srv/fury)")
         self.kind, self.name = kind, name
+        self.last_words = b""  # what the program had printed when it was removed
         self.base = Path(base) if base else base_directory()
         self.home = self.base / f"{kind}-{name}"
         self.slug = slug(name)
@@ -593,10 +605,11 @@ class Service:
 
         archive: tar.gz of the program's tree, digest its sha256; files: what goes into the home beside it;
         secrets: files that nobody else may read, made anew by each start and no reason for one;
-        argv: the command in process mode; unit: the unit's text in systemd mode. In these three ``@HOME@``, ``@USER@``,
-        ``@PYTHON@``, ``@DIRECTORY@`` (the real path of ``directory``), ``@CREDENTIALS@`` (where the secrets can be read),
-        ``@PROTECT_HOME@`` and ``@PRIVATE_TMP@`` stand for what only this host knows. lease_s: seconds after which the reaper removes everything. log: where
-        its output goes in process mode, default ``<kind>.log`` in the home. What can't be brought to life is removed again.
+        argv: the command in process mode; unit: the unit's text in systemd mode. In these three, words in @ stand for what only
+        this host knows: ``@HOME@``, ``@USER@``, ``@PYTHON@``, ``@DIRECTORY@`` (the real path of ``directory``),
+        ``@CREDENTIALS@`` (where the secrets can be read), and ``@PROTECT_HOME@``, ``@PRIVATE_TMP@``, ``@PRIVATE_USERS@``.
+        lease_s: seconds after which the reaper removes everything. log: where its output goes in process mode, default
+        ``<kind>.log`` in the home. What can't be brought to life is removed again.
         """
         wanted = hashlib.sha256(
             json.dumps(
@@ -617,6 +630,7 @@ class Service:
             # What a unit hides from its program, unless the program itself lies there.
             "PROTECT_HOME": "read-only" if self._needs(HOMES) else "yes",
             "PRIVATE_TMP": "no" if self._needs(TEMPORARY) else "yes",
+            "PRIVATE_USERS": "yes" if _has_user_namespaces() else "no",
         }
         before = os.umask(0o022)  # the service's own user has to be able to read what is put there
         try:
@@ -635,7 +649,7 @@ class Service:
                     self._install(archive, {k: _fill(v, places, in_json=k.endswith(".json")) for k, v in files.items()},
                                   secrets or {}, target, user, run_id)  # fmt: skip
                     if self.mode == "systemd":
-                        _run("systemctl", "start", self.unit)
+                        self._start_unit()
                     else:
                         self._start_process([_fill(word, places) for word in argv], self._log(log))
                 except BaseException:
@@ -814,6 +828,19 @@ class Service:
                 f"a user {self.user} exists that Fury did not make; rename that user, or give the agent another name"
             )
 
+    def _start_unit(self) -> None:
+        done = _run("systemctl", "start", self.unit, check=False)
+        if done.returncode == 0:
+            return
+        shown = _run("systemctl", "show", "--property=ExecMainStatus", self.unit, check=False).stdout
+        status = shown.strip().rpartition("=")[2]
+        if status in NOT_CONFINED:
+            raise HostError(
+                f"systemd can't confine {self.unit} here ({NOT_CONFINED[status]}; journalctl -u {self.unit} tells more), "
+                "most likely since this is a container itself; use mode process (-e fury_mode=process)"
+            )
+        raise HostError(f"systemd can't start {self.unit} (status {status}): {done.stderr.strip()}")
+
     def _start_process(self, argv: Sequence[str], log: Path) -> None:
         if not _processes(self.home, reapers=True):
             said = (self.home / "reaper.log").read_text(errors="replace").strip().splitlines()
@@ -862,6 +889,7 @@ class Service:
         systemd = runs_systemd() and os.geteuid() == 0
         removed = _stop_unit(self.unit, self.home) if systemd else []
         removed += _end(self.home)
+        self.last_words = self._tail_of_log()
         done, notes = self._remove_all_chunks(record, directory)
         removed += done
         if systemd and _unit_is_of(self.unit, self.home):  # else it is that of an agent below another base
@@ -877,6 +905,15 @@ class Service:
             _remove_tree(self.home)
             removed.append(str(self.home))
         return removed, notes
+
+    def _tail_of_log(self) -> bytes:
+        """What the program printed, at most its last LOG_BYTES; nothing where it printed elsewhere."""
+        with contextlib.suppress(OSError), open(self.home / f"{self.kind}.log", "rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - LOG_BYTES))
+            left_out = f"({size - LOG_BYTES} bytes before this are left out)\n" if size > LOG_BYTES else ""
+            return left_out.encode() + log.read(LOG_BYTES)
+        return b""
 
     def _remove_all_chunks(self, record: Mapping[str, Any], directory: Optional[str]) -> Tuple[List[str], List[str]]:
         removed: List[str] = []

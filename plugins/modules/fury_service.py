@@ -81,6 +81,10 @@ options:
   digest:
     description: The archive's sha256; the action plugin fills it in.
     type: str
+  fetch_log:
+    description: Return what the program printed (O(state=absent)); the action plugin turns a path on the controller into it.
+    type: bool
+    default: false
   ready_file:
     description: A file below the home; the service writes it when it is ready, and until then O(state=started) waits.
     type: str
@@ -105,8 +109,10 @@ clock: {description: The host's clock in seconds since 1970., type: float, retur
 removed: {description: What was taken away., type: list, elements: str, returned: state=absent}
 """
 
+import base64
 import sys
 import time
+import zlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fury_host import HostError, Service, remove_everything
@@ -133,6 +139,7 @@ def main() -> None:
             "directory": {"type": "str"},
             "need_bytes": {"type": "int", "default": 0},
             "port": {"type": "int", "default": 0},
+            "fetch_log": {"type": "bool", "default": False},
             "ready_file": {"type": "str"},
             "collector": {"type": "str"},
             "log": {"type": "str"},
@@ -158,6 +165,8 @@ def main() -> None:
         about = {"mode": service.mode, "home": str(service.home)}
         if wanted["state"] == "absent":
             removed = service.remove(directory=wanted["directory"], run_id=wanted["run_id"], dry=module.check_mode)
+            if wanted["fetch_log"]:
+                about["log"] = base64.b64encode(zlib.compress(service.last_words)).decode()
             module.exit_json(changed=bool(removed), removed=removed, **about)
         if wanted["state"] == "stopped":
             module.exit_json(changed=service.stop(dry=module.check_mode), **about)
