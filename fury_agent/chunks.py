@@ -30,14 +30,23 @@ def megabytes(size: int) -> str:
 
 
 class ChunkDirectory:
-    """`<base>/fury-<agent>`: `claim` makes or takes it over, `allocate` the ring, `remove` leaves nothing of it."""
+    """`<base>/fury-<agent>`: `claim` makes or takes it over, `allocate` the ring, `remove` leaves nothing of it.
 
-    def __init__(self, base: str, *, agent: str, run_id: str) -> None:
+    A unit may have mounted it at `mounted_at` for this process, which then may not see `base`. For people `path` stays what
+    it is, and `remove` leaves the empty directory to whoever made and mounted it.
+    """
+
+    def __init__(self, base: str, *, agent: str, run_id: str, mounted_at: Optional[str] = None) -> None:
         self.agent = agent
         self.run_id = run_id
         self.base = base
-        self.name = f"fury-{agent}"
-        self.path = os.path.join(base, self.name)
+        self.path = os.path.join(base, f"fury-{agent}")
+        self.seen_at = mounted_at or self.path
+        """Where this process finds it."""
+        self.storage = mounted_at or base
+        """A path on its file system that is there before it is claimed."""
+        self._mounted = mounted_at is not None
+        self._name = os.path.basename(self.seen_at)
         self._base: Optional[int] = None
         self._directory: Optional[int] = None
         self._marker: Optional[int] = None
@@ -55,9 +64,9 @@ class ChunkDirectory:
         """
         try:
             for _ in range(_CLAIM_ATTEMPTS):  # an agent that is just leaving may remove what we have just opened
-                self._base = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                self._base = self._open_base()
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(self.name, 0o700, dir_fd=self._base)
+                    os.mkdir(self._name, 0o700, dir_fd=self._base)
                     self._made = True
                 if self._take():
                     self._mark()
@@ -76,7 +85,7 @@ class ChunkDirectory:
     def inspect(self) -> None:
         """Raises as `claim` would, and changes nothing."""
         try:
-            self._base = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._base = self._open_base()
             with contextlib.suppress(FileNotFoundError):
                 self._take(make_marker=False)
         except OSError as error:
@@ -86,8 +95,7 @@ class ChunkDirectory:
 
     def free_bytes(self) -> int:
         """Bytes that this user may still write to the file system."""
-        descriptor = self._directory if self._directory is not None else self._base
-        status = os.statvfs(self.base) if descriptor is None else os.fstatvfs(descriptor)
+        status = os.statvfs(self.storage) if self._directory is None else os.fstatvfs(self._directory)
         return status.f_bavail * status.f_frsize
 
     def require_space(self, *, needed: int, floor: int) -> None:
@@ -195,7 +203,8 @@ class ChunkDirectory:
             if foreign:
                 return f"{self.path} is left: it holds {_listed(foreign)}, which Fury did not make"
             if self._is_in_place():
-                self._remove_directory()
+                if not self._mounted:
+                    self._remove_directory()
             elif os.fstat(self._directory).st_nlink > 0:
                 return f"the chunk directory was moved away from {self.path} and is left there, emptied"
         except OSError as error:
@@ -206,16 +215,20 @@ class ChunkDirectory:
 
     def _remove_directory(self) -> None:
         try:
-            os.rmdir(self.name, dir_fd=self._base)
+            os.rmdir(self._name, dir_fd=self._base)
         except PermissionError:
             # Root made it for us where we can't make any; empty as it is now, it is root's to remove again.
             if self._made:
                 raise
 
+    def _open_base(self) -> int:
+        """For use as a dir_fd only: it may be a directory that this user passes through and can't list."""
+        return os.open(os.path.dirname(self.seen_at), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
     def _take(self, *, make_marker: bool = True) -> bool:
         """Opens the directory and its marker and locks it. False when it vanished meanwhile: try again."""
         try:
-            self._directory = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW, dir_fd=self._base)
+            self._directory = os.open(self._name, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW, dir_fd=self._base)
         except FileNotFoundError:
             return not make_marker
         except OSError as error:
@@ -306,7 +319,7 @@ class ChunkDirectory:
 
     def _is_in_place(self) -> bool:
         try:
-            found = os.stat(self.name, dir_fd=self._base, follow_symlinks=False)
+            found = os.stat(self._name, dir_fd=self._base, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return os.path.samestat(found, os.fstat(self._open_directory()))

@@ -611,6 +611,8 @@ def _shown(value: Any) -> str:
         return str(value)
     try:
         text = json.dumps(value, ensure_ascii=False)
+        if not text.isprintable():
+            text = json.dumps(value)
     except (TypeError, ValueError):
         text = repr(value)
     except RecursionError:  # what could just be read cannot always be written

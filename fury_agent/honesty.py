@@ -138,6 +138,10 @@ def notes(honesty: Honesty, facts: Mapping[str, Any]) -> List[str]:
         told.append("the directory is memory, not a disk; the figures say nothing about storage")
     elif honesty.io_used == "buffered":
         told.append("writes ended in the page cache; what the storage takes shows in the fsyncs and in the rate")
+    if facts.get("network_server"):
+        told.append(f"{system} is a network file system: the figures are also those of the network and of its server")
+    elif str(system).startswith("fuse."):
+        told.append(f"{system} is a file system in user space: its program decides where the bytes go, and when")
     ratio = honesty.process_bytes_ratio
     if ratio is not None and abs(ratio - 1) > _CLOSE:
         told.append(

@@ -32,9 +32,13 @@ _DM_KINDS = {"LVM": "lvm", "CRYPT": "crypt", "mpath": "multipath"}  # of the par
 
 @dataclasses.dataclass(frozen=True)
 class Mount:
-    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)); `device` is (major, minor), escapes are decoded."""
+    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)); `device` is (major, minor), escapes are decoded.
+
+    `root` is the directory of the file system that is seen at the mount point.
+    """
 
     device: Tuple[int, int]
+    root: str
     mount_point: str
     options: str
     file_system: str
@@ -53,6 +57,7 @@ def parse_mounts(text: str) -> List[Mount]:
             mounts.append(
                 Mount(
                     device=(int(major), int(minor)),
+                    root=_decoded(words[3]),
                     mount_point=_decoded(words[4]),
                     options=words[5],
                     file_system=words[dash + 1],
@@ -73,6 +78,18 @@ def mount_of(mounts: List[Mount], path: str, device: Tuple[int, int]) -> Optiona
     above = [mount for mount in mounts if _is_below(path, mount.mount_point)]
     held = [mount for mount in above if mount.device == device] or above
     return max(enumerate(held), key=lambda item: (len(item[1].mount_point), item[0]))[1] if held else None
+
+
+def shown_at(mounts: List[Mount], path: str, mount: Mount) -> Optional[Mount]:
+    """The mount in which users see at `path` what is mounted elsewhere, for this process alone, as `mount`; or None."""
+    same = [
+        other
+        for other in mounts
+        if other.device == mount.device
+        and _is_below(path, other.mount_point)
+        and os.path.normpath(os.path.join(other.root, os.path.relpath(path, other.mount_point))) == mount.root
+    ]
+    return max(same, key=lambda other: len(other.mount_point), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +114,9 @@ def block_device(path: str, *, root: str = "/") -> Optional[BlockDevice]:
     Of a file system on several devices (Btrfs) it is the one that was named to mount it.
     """
     device = _device_of(path)
-    return None if device is None else _block_device(device, _mount_of(path, device, root), root)
+    return (
+        None if device is None else _block_device(device, mount_of(_mounts(root), os.path.realpath(path), device), root)
+    )
 
 
 def process_written_bytes(*, root: str = "/") -> Optional[int]:
@@ -109,8 +128,11 @@ def process_written_bytes(*, root: str = "/") -> Optional[int]:
     return None
 
 
-def facts(path: str, *, root: str = "/") -> Dict[str, Fact]:
+def facts(path: str, *, known_as: Optional[str] = None, root: str = "/") -> Dict[str, Fact]:
     """What a reader of the figures wants to know of this host and of the storage that `path` is on.
+
+    Where a directory is mounted at `path` for this process alone, the mount point told is that of `known_as`, the path by
+    which users know it.
 
     At most 100 flat keys; texts have at most 1000 characters; no serial numbers, addresses or user names. What is
     unknown is left out.
@@ -118,8 +140,12 @@ def facts(path: str, *, root: str = "/") -> Dict[str, Fact]:
     found: Dict[str, Fact] = dict(_host_facts(root))
     device = _device_of(path)
     if device is not None:
-        mount = _mount_of(path, device, root)
+        mounts = _mounts(root)
+        mount = mount_of(mounts, os.path.realpath(path), device)
         found.update(_file_system_facts(path, mount))
+        usual = shown_at(mounts, known_as, mount) if known_as is not None and mount is not None else None
+        if usual is not None:
+            found["mount_point"] = usual.mount_point
         block = _block_device(device, mount, root)
         if block is not None:
             found.update(_device_facts(block))
@@ -280,8 +306,8 @@ def _device_of(path: str) -> Optional[Tuple[int, int]]:
     return os.major(device), os.minor(device)
 
 
-def _mount_of(path: str, device: Tuple[int, int], root: str) -> Optional[Mount]:
-    return mount_of(parse_mounts(_read(_below(root, "proc/self/mountinfo")) or ""), os.path.realpath(path), device)
+def _mounts(root: str) -> List[Mount]:
+    return parse_mounts(_read(_below(root, "proc/self/mountinfo")) or "")
 
 
 def _block_device(device: Tuple[int, int], mount: Optional[Mount], root: str) -> Optional[BlockDevice]:
@@ -295,7 +321,18 @@ def _block_device(device: Tuple[int, int], mount: Optional[Mount], root: str) ->
         found = os.stat(node)
         if stat.S_ISBLK(found.st_mode):
             return _in_sysfs(_below(root, "sys/dev/block", f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"))
-    return _in_sysfs(_below(root, "sys/class/block", os.path.basename(os.path.realpath(node))))  # no /dev in here
+    return _named(os.path.basename(os.path.realpath(node)), root)  # no /dev in here
+
+
+def _named(name: str, root: str) -> Optional[BlockDevice]:
+    """The device of this name in /dev or in /dev/mapper, as sysfs alone tells."""
+    devices = _below(root, "sys/class/block")
+    found = _in_sysfs(os.path.join(devices, name))
+    with contextlib.suppress(OSError):
+        for other in os.listdir(devices) if found is None else ():
+            if _read(os.path.join(devices, other, "dm/name")) == name:
+                return _in_sysfs(os.path.join(devices, other))
+    return found
 
 
 def _in_sysfs(link: str) -> Optional[BlockDevice]:

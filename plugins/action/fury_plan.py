@@ -46,5 +46,7 @@ class ActionModule(ActionBase):
             self._display.display(f"PRECONDITION: {error}", color="red", stderr=True)
             self._display.display("nothing was changed on any host", stderr=True)
             return {"failed": True, "fury_said": True, "msg": str(error)}
+        # --become is meant for hosts; on the controller the collector is a process of the user's own.
+        plan["collector"]["become"] = bool(self._task.become) and not plan["collector"]["on_controller"]
         self._display.display(plan["summary"])
         return {"changed": False, "ansible_facts": {"fury_plan": plan}}

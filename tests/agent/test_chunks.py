@@ -301,3 +301,19 @@ def test_no_slot_opens_a_link_for_reading_either(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="symbolic"):
             action(0)
     assert chunks.remove() is None
+
+
+def test_a_directory_mounted_elsewhere_is_used_there_and_named_as_users_know_it(tmp_path: Path) -> None:
+    """Its own place need not be seen; what was mounted is emptied and left to whoever made it."""
+    place = tmp_path / "home/chunks"
+    place.mkdir(parents=True)
+    place.parent.chmod(0o711)
+    chunks = ChunkDirectory("/not/seen", agent="alecto", run_id="r1", mounted_at=str(place))
+    chunks.inspect()
+    chunks.claim()
+    assert chunks.allocate(slots=2, size=4096, floor=0, stopped=never)
+    assert sorted(os.listdir(place)) == [MARKER, "chunk-0.dat", "chunk-1.dat"]
+    assert chunks.slot_path(1) == "/not/seen/fury-alecto/chunk-1.dat"
+    assert chunks.remove() is None
+    assert list(place.parent.iterdir()) == [place]
+    assert list(place.iterdir()) == []

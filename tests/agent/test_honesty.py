@@ -65,7 +65,10 @@ UNSTEADY = {"steady": False, "steady_seconds": 20.0, "steady_slope_ratio": -0.02
         (
             {"process_bytes_ratio": 0.0},
             {"file_system": "nfs4", "network_server": "nas:/export"},
-            ["nfs4 is a network file system", "charged the agent with 0.00 times .* a network file system does not count them"],
+            [
+                "nfs4 is a network file system",
+                "charged the agent with 0.00 times .* a network file system does not count them",
+            ],
         ),
         (
             {"block_device_bytes_ratio": 0.97},

@@ -244,6 +244,31 @@ def test_the_device_of_a_file_system_without_a_number_is_its_source(root: Path) 
     assert block_device("/proc", root=str(root)) == block
 
 
+def test_a_mapped_device_is_found_by_its_name_where_dev_is_hidden(root: Path) -> None:
+    """PrivateDevices= takes /dev/mapper away with its links; sysfs knows the name as well."""
+    device(root, "virtual/block/dm-3", "253:3", {"dm/name": "other\n", "stat": "0 " * 11})
+    device(root, "virtual/block/dm-4", "253:4", {"dm/name": "vg-pool\n", "stat": "0 0 0 0 0 0 8 0 0 0 0"})
+    mountinfo(root, f"50 1 {number(Path('/proc'))} / /proc rw - btrfs /dev/mapper/vg-pool rw,subvol=/fury")
+    found = block_device("/proc", root=str(root))
+    assert found is not None
+    assert (found.name, found.written_bytes()) == ("dm-4", 8 * 512)
+
+
+def test_what_a_unit_has_mounted_elsewhere_is_told_where_users_see_it(root: Path, data: Path) -> None:
+    """Also where the unit hides that place, or has put something of the same file system over it."""
+    here = number(data)
+    mountinfo(
+        root,
+        f"20 1 {here} / / ro,relatime - ext4 /dev/sda1 rw",
+        f"21 20 {here} /tmp/private /tmp ro,relatime - ext4 /dev/sda1 rw",
+        "22 20 8:9 / /mnt ro,relatime - ext4 /dev/sdb1 rw",
+        f"23 20 {here} /tmp/a/fury-x {data} rw,relatime - ext4 /dev/sda1 rw",
+    )
+    told = facts(str(data), known_as="/tmp/a/fury-x", root=str(root))
+    assert (told["mount_point"], told["mount_options"]) == ("/", "rw,relatime")
+    assert facts(str(data), known_as="/nowhere/fury-x", root=str(root))["mount_point"] == str(data)
+
+
 def test_a_block_special_file_tells_the_device_by_its_number(root: Path) -> None:
     """Its name may be anybody's."""
     real = next((path for path in Path("/dev").iterdir() if stat.S_ISBLK(path.lstat().st_mode)), None)

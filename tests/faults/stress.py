@@ -25,7 +25,8 @@ from tests.hosts.lab import Fleet, Host
 
 REPO = Path(__file__).parents[2]
 PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
-EVENT_LOG = "/var/tmp/issued.log"
+EVENT_LOG = "/opt/issued/log"
+"""Below a directory that agents may write to and their units don't hide, as they do /tmp and /var/tmp."""
 PORT = 20000 + os.getpid() % 10000  # of this test process: another's collector on the same machine is not met
 Key = tuple[str, int]
 
@@ -65,7 +66,10 @@ class Stress:
         }
         argv = [PLAYBOOK, "-i", str(inventory), "run.yml", "-e", json.dumps(variables)]
         for host in self.fleet.hosts:
-            (host.root / EVENT_LOG.lstrip("/")).unlink(missing_ok=True)
+            log = host.root / EVENT_LOG.lstrip("/")
+            log.parent.mkdir(exist_ok=True)
+            log.parent.chmod(0o1777)
+            log.unlink(missing_ok=True)
         with (self.directory / "output").open("wb") as output:
             self.process = subprocess.Popen(
                 self.fleet.controller_argv(argv), cwd=REPO, stdout=output, stderr=subprocess.STDOUT

@@ -473,7 +473,7 @@ def test_removal_leaves_a_base_that_was_there_and_takes_one_that_was_made(here: 
     assert here.service().remove() == []
 
 
-@pytest.mark.parametrize("odd", ["a b", "50%h", "$HOME", 'it\'s "so"', "a:b", "new\nline", "grün", "back\\slash"])
+@pytest.mark.parametrize("odd", ["a b", "50%h", "$HOME", 'it\'s "so"', "a:b", "grün", "back\\slash"])
 def test_odd_paths_are_only_paths(tmp_path: Path, odd: str) -> None:
     """As base and as directory, without systemd: started, looked at, removed."""
     here = Here(tmp_path / odd, tmp_path / odd / "@USER@")

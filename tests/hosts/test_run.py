@@ -132,7 +132,8 @@ def test_an_agent_runs_as_a_unit_with_exactly_these_privileges(run: Run, name: s
     assert seen["capabilities"] == "0000000000000000"
     assert seen["no_new_privileges"] == "1"
     assert seen["listening"] == "1"
-    assert seen["argv"].split()[-2:] == ["--config", f"/var/lib/fury/agent-{name}/config.json"]
+    home = f"/var/lib/fury/agent-{name}"
+    assert seen["argv"].split()[-4:] == ["--config", f"{home}/config.json", "--mounted-at", f"{home}/chunks"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,10 +146,10 @@ def test_the_reaper_is_armed_while_the_agent_lives(run: Run, name: str) -> None:
 def test_an_agents_files_lie_in_its_directories_only(run: Run, name: str) -> None:
     """Whatever its user owns lies in its chunk directory or its home; the ring holds two chunks."""
     seen = run.during[name]
-    allowed = (f"/var/tmp/fury-{name}", f"/var/lib/fury/agent-{name}/")
+    allowed = (f"/var/tmp/fury-{name}/", f"/var/lib/fury/agent-{name}/")
     assert seen["files"].split()
     for path in seen["files"].split() + seen["open"].split():
-        assert path.startswith(allowed), path
+        assert f"{path}/".startswith(allowed), path
     assert seen["chunks"].split() == ["chunk-0.dat", "chunk-1.dat"]
 
 
