@@ -21,7 +21,7 @@ from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple, Union
 import psutil
 
 from fury_agent import __version__, credentials, deadline
-from fury_agent.channel import Channel, Exchange, Refused, Sender, Trouble, own_address
+from fury_agent.channel import NOT_BELIEVED, Channel, Exchange, Refused, Sender, Trouble, own_address
 from fury_agent.chunks import ChunkDirectory
 from fury_agent.config import Config, bad_input, check_directory, is_loopback
 from fury_agent.console import (
@@ -536,10 +536,12 @@ class _Agent:
         waited = f"within {self.config.barrier_seconds} s"
         if trouble is not None:
             self.collector_unreachable = True
+            advice = "start it, or see to the network between"
+            if NOT_BELIEVED in trouble:
+                advice = "see whether that is this run's collector, and whether this host's clock is right"
             return FuryError(
                 Verdict.PRECONDITION,
-                f"the collector at {self.config.collector_url} did not answer {waited} ({trouble}); "
-                "start it, or see to the network between",
+                f"the collector at {self.config.collector_url} did not answer {waited} ({trouble}); {advice}",
             )
         return FuryError(
             Verdict.INCOMPLETE,

@@ -35,6 +35,8 @@ _BATCH_MOST_BYTES = 262_144
 _BATCH_SLOW_S = 5.0
 _BATCH_QUICK_S = 0.5
 _RETRIED = (408, 429)
+NOT_BELIEVED = "its certificate is not to be believed"
+"""What is said of a collector that is another's, or that has a certificate which is not valid at this host's time."""
 
 
 class Trouble(Exception):  # neither this nor Refused ends the agent: it decides what they mean
@@ -425,6 +427,6 @@ def _is_number(value: Any) -> bool:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be believed: {error.verify_message}"
+        return f"{NOT_BELIEVED}: {error.verify_message}"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text)

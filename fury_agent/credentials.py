@@ -57,9 +57,11 @@ class Guard:
 def read_badge(where: str) -> Badge:
     """What the agent shows the collector, from directory `where`. Raises FuryError (PRECONDITION)."""
     token = _read(where, "token", _TOKEN)
-    with _in_words(where, "ca.pem"):
-        context = ssl.create_default_context(cafile=os.path.join(where, "ca.pem"))
+    # Not create_default_context, which would have the session's secrets written to $SSLKEYLOGFILE.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    with _in_words(where, "ca.pem"):
+        context.load_verify_locations(os.path.join(where, "ca.pem"))
     return Badge(context, token)
 
 

@@ -85,7 +85,9 @@ def make_plan(
     for parameter in RUN_PARAMETERS:
         values = {str(hostvars[name].get(parameter)) for name in agents}
         if len(values) > 1:
-            given = ", ".join(one if one.isprintable() and len(one) <= 200 else _shown(one) for one in sorted(values)[:5])
+            given = ", ".join(
+                one if one.isprintable() and len(one) <= 200 else _shown(one) for one in sorted(values)[:5]
+            )
             problems.append(
                 f"{parameter}: {given} are given for different agents, but it holds for the whole run; "
                 "give it once, in [all:vars] or with -e"
@@ -153,7 +155,9 @@ def _objectives(value: Any, planned: Mapping[str, Mapping[str, Any]], problems: 
             value = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:
             reason = " ".join(str(error).split())
-            problems.append(f"slo: {reason if len(reason) <= 400 else reason[:397] + '...'}; give one object of JSON or YAML")
+            problems.append(
+                f"slo: {reason if len(reason) <= 400 else reason[:397] + '...'}; give one object of JSON or YAML"
+            )
             return {}
         if isinstance(value, dict) and set(value) == {"slo"}:
             value = value["slo"]
@@ -199,7 +203,9 @@ def _misspelt_extra_vars(extra_vars: Mapping[str, Any]) -> list[str]:
     """A sentence for each extra-var that Fury does not know: a typo there would silently run something else."""
     known = [*AGENT_PARAMETERS, *RUN_PARAMETERS]
     return [
-        f"{name if name.isidentifier() else _shown(name)} is not a parameter of Fury{_did_you_mean(name, known)}"
+        f"extra-vars: {_shown(extra_vars[name])} has no name; give -e NAME=VALUE, or JSON where a value has blanks"
+        if name == "_raw_params"  # what Ansible calls the words that are not name=value
+        else f"{name if name.isidentifier() else _shown(name)} is not a parameter of Fury{_did_you_mean(name, known)}"
         for name in extra_vars
         if name not in known and not name.startswith("ansible_")
     ]
@@ -221,7 +227,7 @@ def _misspelt_host_vars(host: str, variables: Mapping[str, Any], extra_vars: Map
 
 
 def _role_variable(name: str) -> bool:
-    return name.startswith(("fury_agent_", "fury_collector_", "fury_plan"))
+    return name.startswith(("fury_agent_", "fury_collector_", "fury_monitoring_", "fury_plan"))
 
 
 def _shown(value: Any) -> str:
@@ -250,7 +256,9 @@ def _run_parameters(variables: Mapping[str, Any], problems: list[str]) -> dict[s
             possible = False
         if not possible:
             default = RUN_PARAMETERS[name]
-            problems.append(f"{name}: {_shown(run[name])} is not allowed; {allowed} is (for example -e {name}={default})")
+            problems.append(
+                f"{name}: {_shown(run[name])} is not allowed; {allowed} is (for example -e {name}={default})"
+            )
             run[name] = default
     if run["fury_mode"] not in MODES:
         problems.append(

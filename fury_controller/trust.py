@@ -121,10 +121,11 @@ def control_token(run_id: str) -> str:
 
 def opener(authority_pem: str, token: str) -> urllib.request.OpenerDirector:
     """Opens the collector's URLs: believes this authority only, shows ``token``, and goes through no proxy."""
-    made = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}),
-        urllib.request.HTTPSHandler(context=ssl.create_default_context(cadata=authority_pem)),
-    )
+    # Not create_default_context, which would have the session's secrets written to $SSLKEYLOGFILE.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=authority_pem)
+    made = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     made.addheaders = [("Authorization", f"Bearer {token}")]
     return made
 

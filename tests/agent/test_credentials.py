@@ -23,6 +23,7 @@ from fury_agent import agent, config
 from fury_agent.channel import Channel, Trouble
 from fury_agent.metrics import MetricsServer
 from fury_agent.verdict import FuryError, Verdict
+from fury_controller import trust
 from tests.agent.peer import Peer
 from tests.secured import Secured
 
@@ -80,6 +81,18 @@ def test_it_shows_its_token_over_tls_and_keeps_the_connection(tmp_path: Path, pe
     made.close()
     assert peer.connections == 1
     assert set(peer.authorizations) == {f"Bearer {secured.token('alecto')}"}
+
+
+def test_the_environment_can_not_have_the_sessions_secrets_written_down(
+    tmp_path: Path, peer: Peer, secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL's SSLKEYLOGFILE is for debugging other programs."""
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    made = channel(tmp_path, peer.url, secured.agents["alecto"])
+    made.ready({})
+    made.close()
+    trust.opener(secured.authority, "x" * 43)
+    assert not (tmp_path / "keys").exists()
 
 
 def test_it_believes_no_other_authority_and_no_other_name(tmp_path: Path, peer: Peer, secured: Secured) -> None:

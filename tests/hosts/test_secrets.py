@@ -113,7 +113,8 @@ def test_a_run_over_ssh_shows_no_secret_anywhere(lab: None, tmp_path: Path) -> N
         hunt.search("the output of ansible-playbook -vvvvv", output.encode())
         for host in fleet.hosts:
             hunt.search(
-                f"the journal of {host.name}", host.run(["journalctl", "--no-pager", "--all", "-o", "json"]).stdout.encode()
+                f"the journal of {host.name}",
+                host.run(["journalctl", "--no-pager", "--all", "-o", "json"]).stdout.encode(),
             )
             hunt.search(
                 f"the logs of {host.name}",
