@@ -30,12 +30,12 @@ CHUNK = 20_000_768
 LIMIT = 120
 
 
-def plan(agents: int) -> wire.Plan:
+def plan(agents: int, *, run_id: str = RUN) -> wire.Plan:
     """A run of so many agents."""
     one = {"host": "host", "chunk_mb": 20, "seconds": 3600, "directory": "/srv"}
     named = [{"name": f"agent{number:05}", **one} for number in range(agents)]
     return wire.plan(
-        {"run_id": RUN, "created_at": "2026-11-24T00:00:00Z", "parameters": {"chunk_mb": 20}, "agents": named}
+        {"run_id": run_id, "created_at": "2026-11-24T00:00:00Z", "parameters": {"chunk_mb": 20}, "agents": named}
     )
 
 
@@ -110,7 +110,7 @@ def main() -> int:
         {"bytes of the file per rollover": [cost], "bytes of the table per rollover": [used / stored]},
         notes={
             "rollovers": stored,
-            **{name: value for name, value in shape.items()},
+            **shape,
             "free in its pages": f"{wasted / used:.0%}",
         },
     )

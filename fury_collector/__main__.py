@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,17 +15,40 @@ from typing import Any, NoReturn
 import click
 from sqlalchemy.exc import DBAPIError
 
-from fury_collector import __version__, compare, compare_page, ingest, junit, report, wire
+from fury_collector import __version__, compare, compare_page, ingest, junit, parquet, report, retention, stores, wire
 from fury_collector.db import Database
 from fury_collector.errors import BadInput, CollectorError, Damaged, Precondition
 
-_DATABASE = click.option(
-    "--database",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("fury.db"),
-    show_default=True,
-    help="The SQLite database of all runs.",
-)
+
+def _database(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that name the database of a command; it gets one value of them, `database`."""
+
+    @click.option(
+        "--database",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="The SQLite database of all runs.  [default: fury.db]",
+    )
+    @click.option(
+        "--database-url",
+        help="Instead of a file: a PostgreSQL database, postgresql+psycopg://user@host/database, without a password.",
+    )
+    @click.option(
+        "--database-url-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Instead of it: a file of mode 0600 with that URL, which may have a password.",
+    )
+    @functools.wraps(command)
+    def named(database: Path | None, database_url: str | None, database_url_file: Path | None, **options: Any) -> None:
+        if sum(one is not None for one in (database, database_url, database_url_file)) > 1:
+            raise BadInput("name one database: --database, --database-url or --database-url-file")
+        where: stores.Where = database or Path("fury.db")
+        if database_url is not None:
+            where = stores.url(database_url, "database-url", public=True)
+        elif database_url_file is not None:
+            where = stores.read_url(database_url_file)
+        command(database=where, **options)
+
+    return named
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -40,7 +65,7 @@ def cli() -> None:
     required=True,
     help="The run and its agents as JSON (docs/protocol.md).",
 )
-@_DATABASE
+@_database
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port",
@@ -94,8 +119,8 @@ def serve(**options: Any) -> None:
 
 
 @cli.command()
-@_DATABASE
-def runs(database: Path) -> None:
+@_database
+def runs(database: stores.Where) -> None:
     """List all runs, newest first."""
     with _opened(database) as store:
         lines = store.list_runs()
@@ -116,8 +141,8 @@ def runs(database: Path) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the report as one offline page with curves.",
 )
-@_DATABASE
-def report_(run_id: str, html_file: Path | None, database: Path) -> None:
+@_database
+def report_(run_id: str, html_file: Path | None, database: stores.Where) -> None:
     """Print the general statistics of RUN (a run id or `latest`) as a table."""
     with _opened(database) as store:
         if html_file is None:
@@ -140,15 +165,20 @@ def report_(run_id: str, html_file: Path | None, database: Path) -> None:
     required=True,
     help="The directory for summary.json, report.html and the other files; made if it is not there.",
 )
-@_DATABASE
+@_database
 @click.option(
     "--hosts",
     "hosts_file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="What the controller saw of each agent's host as JSON; recorded first.",
 )
-def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -> None:
+@click.option(
+    "--parquet", "as_parquet", is_flag=True, help="Also write rollovers.parquet and samples.parquet; needs pyarrow."
+)
+def export(run_id: str, output: Path, database: stores.Where, hosts_file: Path | None, as_parquet: bool) -> None:
     """Write summary.json, report.html and the CSV files of RUN (a run id or `latest`), and print its statistics."""
+    if as_parquet:
+        parquet.available()
     hosts = wire.hosts(_read_json(hosts_file, "hosts")) if hosts_file is not None else None
     with _opened(database, read_only=hosts is None) as store:
         run = store.read_run(run_id)
@@ -161,6 +191,8 @@ def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -
                 report.write_rollovers(store.rollovers(run.id), file)
             with _new(output / "samples.csv") as file:
                 report.write_samples(store.samples(run.id), file)
+            if as_parquet:
+                parquet.write(run.run_id, store.rollovers(run.id), store.samples(run.id), output)
             with _new(output / "summary.json") as file:
                 json.dump(report.summary(result), file, indent=2, ensure_ascii=False)
                 file.write("\n")
@@ -204,7 +236,7 @@ def export(run_id: str, output: Path, database: Path, hosts_file: Path | None) -
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the comparison as one offline page with curves.",
 )
-@_DATABASE
+@_database
 def compare_(
     runs: tuple[str, ...],
     groups: tuple[str, ...],
@@ -212,7 +244,7 @@ def compare_(
     latency_margin: float,
     as_json: bool,
     html_file: Path | None,
-    database: Path,
+    database: stores.Where,
 ) -> None:
     """Compare runs with the first one: what is not the same in them, then each figure with its difference.
 
@@ -235,8 +267,8 @@ def compare_(
 @cli.command(name="ingest")
 @click.argument("run_id", metavar="RUN")
 @click.argument("journals", metavar="NAME=JOURNAL...", nargs=-1, required=True)
-@_DATABASE
-def ingest_(run_id: str, journals: tuple[str, ...], database: Path) -> None:
+@_database
+def ingest_(run_id: str, journals: tuple[str, ...], database: stores.Where) -> None:
     """Store what agents' journals hold that did not get through to RUN's collector (a run id or `latest`).
 
     Each is given as alecto=path/to/journal.db. It may be repeated: nothing is stored twice.
@@ -251,6 +283,32 @@ def ingest_(run_id: str, journals: tuple[str, ...], database: Path) -> None:
     _print("\n".join(lines))
     if problems:
         raise Damaged("; ".join(problems))
+
+
+@cli.command()
+@click.option("--keep-days", type=click.IntRange(0, 36500), help="Keep runs that ended in the last so many days.")
+@click.option("--keep-runs", type=click.IntRange(0), help="Keep so many of the newest runs.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@_database
+def prune(keep_days: int | None, keep_runs: int | None, dry_run: bool, database: stores.Where) -> None:
+    """Remove old runs whole, and give their room back to the disk; never one that is still going on.
+
+    What --keep-days or --keep-runs keeps is kept. A run whose collector died is over two days after its planned end.
+    """
+    if keep_days is None and keep_runs is None:
+        raise BadInput("what is to be kept is missing: name --keep-days, --keep-runs or both")
+    store = Database(database, create=False, exclusive=not dry_run, read_only=dry_run)
+    try:
+        ages = store.ages()
+        old = retention.removable(ages, keep_days=keep_days, keep_runs=keep_runs, now=time.time())
+        for run in old:
+            if not dry_run:
+                store.forget(run.id)
+            _print(f"{'would remove' if dry_run else 'removed'} {run.run_id} ({run.state})")
+        freed = f", {store.give_back() / 1e6:.1f} MB given back" if not dry_run else ""
+    finally:
+        store.close()
+    _print(f"{len(old)} of {len(ages)} runs {'would be removed' if dry_run else 'removed'}{freed}")
 
 
 def main() -> None:
@@ -275,7 +333,7 @@ def main() -> None:
 
 def _fail(sentence: str, code: int) -> NoReturn:
     with contextlib.suppress(OSError):
-        click.echo(f"fury_collector: {sentence}", err=True)
+        click.echo(f"fury_collector: {' '.join(sentence.split())}", err=True)  # a path may have any character
     sys.exit(code)
 
 
@@ -296,15 +354,15 @@ def _mute() -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, *, read_only: bool = True) -> Iterator[Database]:
+def _opened(database: stores.Where, *, read_only: bool = True) -> Iterator[Database]:
     """An existing database; what nothing but damage explains ends in a sentence as well."""
-    store = Database(path, create=False, read_only=read_only)
+    store = Database(database, create=False, read_only=read_only)
     try:
         yield store
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         store.check()
         raise Precondition(
-            f"{path} holds what no collector writes ({' '.join(str(error).split())}): restore a copy, or name another"
+            f"{store.name} holds what no collector writes ({' '.join(str(error).split())}): restore a copy, or name another"
         ) from error
     finally:
         store.close()
@@ -335,14 +393,14 @@ def _report(store: Database, run_id: str) -> tuple[report.Result, Callable[[], s
     return result, page
 
 
-def _observed(named: str, database: Path) -> compare.Observed:
+def _observed(named: str, database: stores.Where) -> compare.Observed:
     """A run for a comparison: of a results directory, of a database with one run, or of --database by its id."""
     path = Path(named)
     if path.is_dir():
         path = path / "fury.db"
         if not path.exists():
             raise BadInput(f"{named} has no fury.db: name a directory that a run has left, results/<run_id>")
-    elif not path.exists() and not database.exists():
+    elif not path.exists() and isinstance(database, Path) and not database.exists():
         raise BadInput(
             f"{named} is no directory and no file, and there is no {database} that could have a run of that id: "
             "name results/<run_id>, or the database with --database"

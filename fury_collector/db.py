@@ -8,23 +8,21 @@ stored, everything else is new. Nothing here knows of HTTP or of liveness.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import queue
-import sqlite3
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
-from fury_collector import slo
+from fury_collector import slo, stores
 from fury_collector.errors import BadInput, CollectorError, Conflict, Precondition, Unavailable, Unknown
 from fury_collector.rows import (
     AgentRows,
@@ -32,12 +30,14 @@ from fury_collector.rows import (
     EpochRows,
     Message,
     Record,
+    RunAge,
     RunLine,
     RunRows,
     RunState,
     Stored,
     Transition,
 )
+from fury_collector.stores import cause
 from fury_collector.wire import SLOW_PERCENT, Batch, Event, Plan, Ready
 
 SCHEMAS = ("0001", "0002")  # every revision under migrations/versions, oldest first
@@ -219,104 +219,61 @@ class Database:
     """An open database of runs; `close()` leaves one plain file without a write-ahead log."""
 
     def __init__(
-        self, path: Union[str, Path], *, create: bool = True, exclusive: bool = False, read_only: bool = False
+        self, where: Union[str, stores.Where], *, create: bool = True, exclusive: bool = False, read_only: bool = False
     ) -> None:
         """Open (and with `create` make) the database, bring its schema up to date, refuse what is not one of ours.
 
-        With `exclusive` a second collector on the same file is refused, and so is a damaged file. With `read_only` the
-        file is neither made nor changed; one of an older schema is read from a copy. Raises BadInput or Precondition.
+        where: a file (SQLite), or the URL of a PostgreSQL database. With `exclusive` a second collector on it is refused,
+        and so is a damaged file. With `read_only` it is neither made nor changed; a file of an older schema is read from
+        a copy. Raises BadInput or Precondition.
         """
-        self.path = Path(path)
         create = create and not read_only
-        # A transaction that a crash has cut off has to be rolled back by whoever reads next.
-        cut_off = self.path.with_name(f"{self.path.name}-journal").exists()
-        self._mode = "ro" if read_only and not cut_off else "rwc" if create else "rw"
-        self._file = self.path
-        self._home: Optional[tempfile.TemporaryDirectory[str]] = None  # of the copy, where one is read
-        self._lock: Optional[int] = None
         self._queue: queue.SimpleQueue[Union[_Push, _Change, None]] = queue.SimpleQueue()
         self._thread: Optional[threading.Thread] = None
+        self._writer: Optional[sa.Connection] = None  # the writer thread's; None until it is connected again
         self._epochs: dict[tuple[int, str], _Epoch] = {}
         self._closed = False
-        self._prepare_file(create=create, exclusive=exclusive)
-        self._read_engine = self._engine("BEGIN")
-        self._write_engine = self._engine("BEGIN IMMEDIATE")
+        self._store = stores.store(Path(where) if isinstance(where, str) else where, read_only=read_only)
+        self.name = self._store.name
+        self._store.open(create=create, exclusive=exclusive)
         try:
             self._migrate(create=create, read_only=read_only)
             if exclusive:
                 self.check()
         except BaseException:
-            self._dispose()
+            self._store.close()
             raise
 
     # Opening and closing
 
-    def _prepare_file(self, *, create: bool, exclusive: bool) -> None:
-        if not create and not self.path.exists():
-            raise BadInput(f"{self.path} does not exist: name the database with --database FILE")
-        if not exclusive:
-            return
-        try:
-            self._lock = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise Precondition(
-                f"cannot open the database {self.path}: {error.strerror}; "
-                "name a file in a directory that exists and can be written"
-            ) from None
-        try:
-            # flock, not fcntl: it does not mix with the locks that SQLite takes on the same file.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            self._lock = None
-            raise Precondition(
-                f"{self.path} is in use by another collector: stop that one or name another database"
-            ) from None
-
-    def _engine(self, begin: str) -> sa.Engine:
-        def connect() -> sqlite3.Connection:
-            connection = sqlite3.connect(
-                f"{self._file.absolute().as_uri()}?mode={self._mode}",
-                timeout=30,
-                isolation_level=None,
-                check_same_thread=False,
-                uri=True,
-            )
-            connection.execute("PRAGMA synchronous=FULL")
-            return connection
-
-        engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)
-        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
-        return engine
-
     def _migrate(self, *, create: bool, read_only: bool) -> None:
         try:
-            with self._read_engine.connect() as connection:
+            with self._store.reading.connect() as connection:
                 names = set(sa.inspect(connection).get_table_names())
                 version = None
                 if "alembic_version" in names:
                     version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         except (DBAPIError, UnicodeDecodeError) as error:
             raise Precondition(
-                f"{self.path} cannot be used as a database ({_cause(error)}): name another file"
+                f"{self.name} cannot be used as a database ({cause(error)}): {self._store.another}"
             ) from None
         if version is None and names - {"alembic_version"}:
             raise Precondition(
-                f"{self.path} is a database of something else (it has a table {sorted(names)[0]}): name another file"
+                f"{self.name} is a database of something else (it has a table {sorted(names)[0]}): {self._store.another}"
             )
         if version is None and not create:
             raise BadInput(
-                f"{self.path} is not a Fury database: it is empty, name the one that has the run with --database"
+                f"{self.name} is not a Fury database: it is empty, name the one that has the run with {self._store.option}"
             )
         if version is not None and version not in SCHEMAS:
             raise Precondition(
-                f"{self.path} has schema {version}, and this collector knows schemas up to {SCHEMAS[-1]}: "
-                "use the newer Fury that wrote it, or name another file"
+                f"{self.name} has schema {version}, and this collector knows schemas up to {SCHEMAS[-1]}: "
+                f"use the newer Fury that wrote it, or {self._store.another}"
             )
         if version == SCHEMAS[-1]:
             return
-        if read_only:
-            self._copy()
+        if read_only and version is not None:
+            self._store.old(version)
         # Imported here: it costs a third of a second, and only a new or an old database needs it.
         from alembic import command
         from alembic.config import Config
@@ -324,43 +281,24 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
         try:
-            with self._write_engine.begin() as connection:
+            with self._store.changing.begin() as connection:
+                self._store.alone(connection)
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         except DBAPIError as error:
-            raise Precondition(f"{self.path} cannot be written ({_cause(error)}): name another file") from None
-
-    def _copy(self) -> None:
-        """Go on with a copy, which may be upgraded: the older Fury that wrote the file may want to read it again."""
-        try:
-            self._home = tempfile.TemporaryDirectory(prefix="fury-database-")
-            copy = Path(self._home.name) / "fury.db"
-            with self._reading() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
-                _driver(connection).backup(target)
-        except (OSError, sqlite3.Error) as error:
-            raise Precondition(
-                f"{self.path} cannot be copied to be read ({_cause(error)}): free the disk of temporary files, "
-                "or restore a copy"
-            ) from None
-        self._file, self._mode = copy, "rw"
+            raise Precondition(f"{self.name} cannot be written ({cause(error)}): {self._store.another}") from None
 
     def check(self) -> None:
-        """Look through all pages: a damaged file is better refused now than when an agent's event meets the damage."""
-        with self._reading() as connection:
-            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-        if found != "ok":
-            cause = " ".join(str(found).replace("*** in database main ***", "").split())
-            raise Precondition(f"{self.path} is damaged ({cause}): name another file, or restore a copy of this one")
+        """Look through all of a file: damage is better refused now than when an agent's event meets it."""
+        try:
+            self._store.check()
+        except (DBAPIError, UnicodeDecodeError) as error:
+            raise self._unreadable(error) from None
 
     def start(self) -> None:
-        """Start the writer thread; from here on the file has a write-ahead log beside it."""
-        connection = self._write_engine.connect()
-        try:
-            _outside(connection, "PRAGMA journal_mode=WAL")
-        except sqlite3.Error as error:
-            connection.close()
-            raise Precondition(f"{self.path} cannot be written ({_cause(error)}): name another file") from None
-        self._thread = threading.Thread(target=self._write, args=(connection,), name="fury-database", daemon=True)
+        """Start the writer thread; from here on a file has a write-ahead log beside it."""
+        self._writer = self._store.writer()
+        self._thread = threading.Thread(target=self._write, name="fury-database", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -371,16 +309,7 @@ class Database:
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
-        self._dispose()
-
-    def _dispose(self) -> None:
-        self._read_engine.dispose()
-        self._write_engine.dispose()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        if self._home is not None:
-            self._home.cleanup()
+        self._store.close()
 
     # Writing
 
@@ -409,7 +338,7 @@ class Database:
         else:
             self._queue.put(item)
 
-    def _write(self, connection: sa.Connection) -> None:
+    def _write(self) -> None:
         """The writer thread's life: wait, take what is there, commit it together, tell everyone."""
         going = True
         while going:
@@ -429,17 +358,16 @@ class Database:
                 except queue.Empty:
                     break
             if group:
-                self._commit(connection, group)
-        with contextlib.suppress(sqlite3.Error):  # somebody still reads: the log stays and is as good
-            _outside(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
-            _outside(connection, "PRAGMA journal_mode=DELETE")
-        connection.close()
+                self._commit(group)
+        if self._writer is not None:
+            self._store.end(self._writer)
 
-    def _commit(self, connection: sa.Connection, group: Sequence[Union[_Push, _Change]]) -> None:
+    def _commit(self, group: Sequence[Union[_Push, _Change]]) -> None:
         outcomes: list[Union[Stored, CollectorError, None]] = []
         try:
+            connection = self._writer = self._writer or self._store.writer()
             with connection.begin():
-                writing = _Writing(connection, self._epochs)
+                writing = _Writing(connection, self._store, self._epochs)
                 for item in group:
                     if isinstance(item, _Push):
                         outcomes.append(writing.push(item))
@@ -450,7 +378,10 @@ class Database:
                 writing.flush()
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing of the group is stored and everyone must hear it
             self._epochs.clear()
-            refusal = Unavailable(f"the database could not be written ({_cause(error)}): nothing was stored, try again")
+            if self._writer is not None and (self._writer.invalidated or self._writer.closed):
+                self._writer.close()  # the server has gone: the next group connects again
+                self._writer = None
+            refusal = Unavailable(f"the database could not be written ({cause(error)}): nothing was stored, try again")
             for item in group:
                 item.done.set_exception(refusal)
             return
@@ -472,7 +403,7 @@ class Database:
             if known is not None:
                 if known.plan != document:
                     raise BadInput(
-                        f"run {plan.run_id} is in {self.path} already with another plan: give this run an id of its own"
+                        f"run {plan.run_id} is in {self.name} already with another plan: give this run an id of its own"
                     )
                 return int(known.id)
             run_ref = connection.execute(
@@ -506,33 +437,49 @@ class Database:
         with self._changing() as connection:
             if refusals:
                 connection.execute(
-                    sa.insert(refused).prefix_with("OR IGNORE"),
+                    _adding(connection, refused),
                     [{"agent_ref": agent_id, "epoch": e, "seq": n, "sentence": said} for e, n, said in refusals],
                 )
             if damage is not None:
                 connection.execute(sa.update(agents).where(agents.c.id == agent_id).values(journal_damage=damage))
 
+    def forget(self, run_ref: int) -> None:
+        """Remove a run and everything of it in one transaction; `give_back` then gives its room to the disk."""
+        mine = sa.select(agents.c.id).where(agents.c.run_ref == run_ref)
+        processes = sa.select(epochs.c.id).where(epochs.c.agent_ref.in_(mine))
+        with self._changing() as connection:
+            for table in (rollovers, samples, events):
+                connection.execute(sa.delete(table).where(table.c.epoch_id.in_(processes)))
+            for table in (epochs, transitions, refused):
+                connection.execute(sa.delete(table).where(table.c.agent_ref.in_(mine)))
+            for table in (agents, messages):
+                connection.execute(sa.delete(table).where(table.c.run_ref == run_ref))
+            connection.execute(sa.delete(runs).where(runs.c.id == run_ref))
+
+    def give_back(self) -> int:
+        """Give the room of what was removed back to the disk, for which SQLite writes the file anew; how many bytes."""
+        return self._store.give_back()
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[sa.Connection]:
         try:
-            with self._write_engine.begin() as connection:
+            with self._store.changing.begin() as connection:
                 yield connection
         except DBAPIError as error:
-            raise Precondition(
-                f"{self.path} cannot be written ({_cause(error)}): free its disk, or restore a copy"
-            ) from None
+            raise Precondition(f"{self.name} cannot be written ({cause(error)}): {self._store.write_remedy}") from None
 
     # Reading
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         try:
-            with self._read_engine.begin() as connection:
+            with self._store.reading.begin() as connection:
                 yield connection
         except (DBAPIError, UnicodeDecodeError) as error:
-            raise Precondition(
-                f"{self.path} cannot be read ({_cause(error)}): restore a copy, or name another"
-            ) from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> Precondition:
+        return Precondition(f"{self.name} cannot be read ({cause(error)}): {self._store.read_remedy}")
 
     def list_runs(self) -> list[RunLine]:
         """All runs, newest first."""
@@ -547,6 +494,27 @@ class Database:
         with self._reading() as connection:
             return [RunLine(*row) for row in connection.execute(query)]
 
+    def ages(self) -> list[RunAge]:
+        """All runs, newest first, with when they ended."""
+        longest = (
+            sa.select(sa.func.max(agents.c.seconds + agents.c.drain_seconds))
+            .where(agents.c.run_ref == runs.c.id)
+            .scalar_subquery()
+        )
+        columns = (runs.c.id, runs.c.run_id, runs.c.state, runs.c.created_at, runs.c.start_wall, runs.c.end_wall)
+        query = sa.select(*columns, longest.label("longest")).order_by(runs.c.id.desc())
+        with self._reading() as connection:
+            return [
+                RunAge(
+                    row["id"],
+                    row["run_id"],
+                    row["state"],
+                    ended=row["end_wall"],
+                    planned_end=_planned_end(row["start_wall"], row["created_at"], row["longest"]),
+                )
+                for row in connection.execute(query).mappings()
+            ]
+
     def read_run(self, run_id: str, *, newest_messages: int = 200) -> RunRows:
         """A run (`latest` is the newest) without its rollovers and samples one by one; Unknown if there is none."""
         query = sa.select(runs)
@@ -559,7 +527,7 @@ class Database:
                 known = (
                     "there is no run in it yet" if run_id == "latest" else "`fury_collector runs` lists those it has"
                 )
-                raise Unknown(f"{self.path} has no run {run_id}: {known}")
+                raise Unknown(f"{self.name} has no run {run_id}: {known}")
             newest = connection.execute(
                 sa.select(messages)
                 .where(messages.c.run_ref == run["id"])
@@ -658,8 +626,9 @@ class Database:
 class _Writing:
     """One transaction of the writer: judges each push against what is stored, and writes the new rows together."""
 
-    def __init__(self, connection: sa.Connection, known: dict[tuple[int, str], _Epoch]) -> None:
+    def __init__(self, connection: sa.Connection, store: stores.Store, known: dict[tuple[int, str], _Epoch]) -> None:
         self._connection = connection
+        self._insert = store.insert
         self._known = known
         self._rows: dict[str, list[Row]] = {}
         self._touched: dict[int, _Epoch] = {}
@@ -725,7 +694,7 @@ class _Writing:
     def flush(self) -> None:
         """Send the collected rows to the database, still inside the transaction."""
         for table, rows in self._rows.items():
-            self._connection.execute(sa.insert(metadata.tables[table]), rows)
+            self._insert(self._connection, metadata.tables[table], rows)
         self._rows = {}
         if self._touched:
             self._connection.execute(
@@ -798,6 +767,12 @@ def _row(epoch_id: int, event: Event) -> tuple[str, Row]:
     return "events", {**key, "kind": event.kind, "body": _json(event.payload)}
 
 
+def _adding(connection: sa.Connection, table: sa.Table) -> Union[sqlite.Insert, postgresql.Insert]:
+    """An insert that leaves what has the same key as it is."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    return insert(table).on_conflict_do_nothing()
+
+
 def _write_records(connection: sa.Connection, run_ref: int, records: Sequence[Record]) -> None:
     told: list[Row] = []
     changed: list[Row] = []
@@ -820,7 +795,7 @@ def _write_records(connection: sa.Connection, run_ref: int, records: Sequence[Re
         else:
             connection.execute(sa.update(runs).where(runs.c.id == run_ref).values(**asdict(record)))
     if told:
-        connection.execute(sa.insert(messages), told)
+        connection.execute(_adding(connection, messages), told)  # also what is there though nobody heard of it
     if changed:
         connection.execute(sa.insert(transitions), changed)
         connection.execute(
@@ -913,24 +888,13 @@ def _read_agents(connection: sa.Connection, run_ref: int) -> Iterator[AgentRows]
         )
 
 
-def _outside(connection: sa.Connection, pragma: str) -> None:
-    """Run a pragma that SQLite takes outside a transaction only."""
-    _driver(connection).execute(pragma).fetchall()
-
-
-def _driver(connection: sa.Connection) -> sqlite3.Connection:
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)
-    return driver
+def _planned_end(start_wall: Optional[float], created_at: str, longest: float) -> Optional[float]:
+    """When a run was to be over at the latest; None if an early Fury left no time that can be read."""
+    if start_wall is None:
+        with contextlib.suppress(ValueError):
+            start_wall = datetime.fromisoformat(created_at).timestamp()
+    return None if start_wall is None else start_wall + longest
 
 
 def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _cause(error: BaseException) -> str:
-    """The database's own words, without SQLAlchemy's additions and on one line."""
-    if isinstance(error, UnicodeDecodeError):  # SQLite's words quote what is damaged
-        return " ".join(error.object.decode("utf-8", "replace").split())
-    original = getattr(error, "orig", None) or error
-    return " ".join(str(original).split()) or type(original).__name__

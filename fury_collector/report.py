@@ -376,72 +376,79 @@ def table(result: Result, *, width: int = WIDTH) -> str:
     return _laid_out(cells, widths, gap="  ", result=result)
 
 
+ROLLOVER_COLUMNS = (
+    "agent",
+    "host",
+    "epoch",
+    "seq",
+    "t_mono_ns",
+    "t_wall",
+    "chunk",
+    "bytes",
+    "seconds",
+    "fsync_seconds",
+    "write_p50_s",
+    "write_p99_s",
+    "write_max_s",
+    "ramp_bytes",
+    "read_seconds",
+)
+SAMPLE_COLUMNS = (
+    "agent",
+    "host",
+    "epoch",
+    "seq",
+    "t_mono_ns",
+    "t_wall",
+    "interval_s",
+    "written_bytes",
+    "agent_cpu_ratio",
+    "agent_rss_bytes",
+    "host_cpu_ratio",
+    "host_memory_used_bytes",
+    "host_memory_total_bytes",
+    "disk_free_bytes",
+    "writes",
+    "write_p50_s",
+    "write_p99_s",
+    "write_max_s",
+    "fsyncs",
+    "fsync_p50_s",
+    "fsync_p99_s",
+    "fsync_max_s",
+    "write_p95_s",
+    "write_p999_s",
+    "fsync_p95_s",
+    "fsync_p999_s",
+    "read_bytes",
+    "reads",
+    "read_p50_s",
+    "read_p95_s",
+    "read_p99_s",
+    "read_p999_s",
+    "read_max_s",
+)
+
+
 def write_rollovers(rows: Iterable[Row], file: TextIO) -> int:
     """Write rollovers.csv and return the number of its rows."""
-    return _csv(
-        rows,
-        file,
-        (
-            "agent",
-            "host",
-            "epoch",
-            "seq",
-            "t_mono_ns",
-            "t_wall",
-            "chunk",
-            "bytes",
-            "seconds",
-            "fsync_seconds",
-            "write_p50_s",
-            "write_p99_s",
-            "write_max_s",
-            "ramp_bytes",
-            "read_seconds",
-        ),
-    )
+    return _csv(rows, file, ROLLOVER_COLUMNS)
 
 
 def write_samples(rows: Iterable[Row], file: TextIO) -> int:
-    """Write samples.csv, histograms as their count and percentiles, and return the number of its rows."""
-    return _csv(
-        (_flat(row) for row in rows),
-        file,
-        (
-            "agent",
-            "host",
-            "epoch",
-            "seq",
-            "t_mono_ns",
-            "t_wall",
-            "interval_s",
-            "written_bytes",
-            "agent_cpu_ratio",
-            "agent_rss_bytes",
-            "host_cpu_ratio",
-            "host_memory_used_bytes",
-            "host_memory_total_bytes",
-            "disk_free_bytes",
-            "writes",
-            "write_p50_s",
-            "write_p99_s",
-            "write_max_s",
-            "fsyncs",
-            "fsync_p50_s",
-            "fsync_p99_s",
-            "fsync_max_s",
-            "write_p95_s",
-            "write_p999_s",
-            "fsync_p95_s",
-            "fsync_p999_s",
-            "read_bytes",
-            "reads",
-            "read_p50_s",
-            "read_p95_s",
-            "read_p99_s",
-            "read_p999_s",
-            "read_max_s",
-        ),
-    )
+    """Write samples.csv and return the number of its rows."""
+    return _csv((sample_figures(row) for row in rows), file, SAMPLE_COLUMNS)
+
+
+def sample_figures(row: Row) -> dict[str, Any]:
+    """A sample with its histograms as their count and percentiles: what SAMPLE_COLUMNS name."""
+    flat = dict(row)
+    for name in ("write", "fsync", "read"):
+        histogram = Histogram()
+        histogram.add(row[f"{name}_histogram"])
+        flat[f"{name}s"] = histogram.count
+        flat |= {f"{name}_{what}_s": value for what, value in histogram.latency().items()}
+    return flat
 
 
 def _compared(agents: Sequence[AgentResult], slow_percent: int) -> tuple[tuple[AgentResult, ...], Optional[float]]:
@@ -794,16 +801,6 @@ def _utc(wall: Optional[float]) -> Optional[str]:
     if wall is None:
         return None
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    flat = dict(row)
-    for name in ("write", "fsync", "read"):
-        histogram = Histogram()
-        histogram.add(row[f"{name}_histogram"])
-        flat[f"{name}s"] = histogram.count
-        flat |= {f"{name}_{what}_s": value for what, value in histogram.latency().items()}
-    return flat
 
 
 def _csv(rows: Iterable[Row], file: TextIO, columns: Sequence[str]) -> int:

@@ -184,3 +184,14 @@ class RunLine:
     state: str
     agents: int
     rollovers: int
+
+
+@dataclass(frozen=True)
+class RunAge:
+    """How old a run is, seconds since 1970: `ended` as recorded, `planned_end` when it was to be over; None if unknown."""
+
+    id: int
+    run_id: str
+    state: str
+    ended: Optional[float]
+    planned_end: Optional[float]

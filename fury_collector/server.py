@@ -30,7 +30,7 @@ import gevent.pywsgi
 import gevent.socket
 import gevent.ssl
 
-from fury_collector import Config, api, create_app, report, wire
+from fury_collector import Config, api, create_app, report, stores, wire
 from fury_collector.access import Access, refusal
 from fury_collector.db import Database
 from fury_collector.errors import BadInput, CollectorError, Precondition
@@ -55,7 +55,9 @@ def _refusal(status: str, sentence: str) -> bytes:
 
 
 _REFUSALS = {
-    400: _refusal("400 Bad Request", "this is not a request of HTTP/1.1 with headers of at most 65536 bytes each, 100 at most"),
+    400: _refusal(
+        "400 Bad Request", "this is not a request of HTTP/1.1 with headers of at most 65536 bytes each, 100 at most"
+    ),
     414: _refusal("414 URI Too Long", f"the request line is longer than {gevent.pywsgi.MAX_REQUEST_LINE} bytes"),
 }
 
@@ -101,6 +103,7 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
         try:
             if self.server.ssl_enabled:
                 self._give(HEAD_S)
+                self.server.idle[self] = None
                 try:
                     self.socket.do_handshake()
                 except OSError:  # a scanner, or a client that does not believe this run's authority
@@ -108,16 +111,15 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
             super().handle()
         finally:
             self._give(None)
+            self.server.idle.pop(self, None)
 
     def read_requestline(self) -> Any:
         """Wait for the next request."""
         self._give(IDLE_S)
+        self.server.idle.pop(self, None)
         self.server.idle[self] = None
         self.server.make_room()
-        try:
-            return super().read_requestline()
-        finally:
-            self.server.idle.pop(self, None)
+        return super().read_requestline()
 
     def read_request(self, raw_requestline: str) -> Any:
         """Read the headers."""
@@ -127,6 +129,7 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
     def handle_one_response(self) -> None:
         """Read the body, answer."""
         self._give(REQUEST_S)
+        self.server.idle.pop(self, None)
         self.server.answering += 1
         try:
             super().handle_one_response()
@@ -172,7 +175,7 @@ class Handler(gevent.pywsgi.WSGIHandler):  # type: ignore[misc] # gevent has no 
 
 
 class Server(gevent.pywsgi.WSGIServer):  # type: ignore[misc] # gevent has no types
-    """Serves at most `connections` at once: where more come, those that have been idle longest are shut for them.
+    """Serves at most `connections` at once: where more come, those that have asked nothing for longest are shut for them.
 
     Without that, idle clients of a process with few descriptors would keep all others out; who is shut out sends again.
     """
@@ -189,7 +192,7 @@ class Server(gevent.pywsgi.WSGIServer):  # type: ignore[misc] # gevent has no ty
             **({} if context is None else {"ssl_context": context, "do_handshake_on_connect": False}),
         )
         self.answering = 0
-        self.idle: dict[Handler, None] = {}  # the longest idle first
+        self.idle: dict[Handler, None] = {}  # whose handshake, request or headers are awaited, the longest first
 
     def make_room(self) -> None:
         """Keep a place free for the next connection if any can be."""
@@ -202,7 +205,7 @@ class Server(gevent.pywsgi.WSGIServer):  # type: ignore[misc] # gevent has no ty
 
 def serve(
     plan: wire.Plan,
-    database_path: Path,
+    where: stores.Where,
     *,
     host: str,
     port: int,
@@ -231,7 +234,7 @@ def serve(
     listener = listen(host, port)
     database = None
     try:
-        database = Database(database_path, exclusive=True)
+        database = Database(where, exclusive=True)
         database.start()
         _serve(
             plan,

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
 from fury_collector import Config, create_app, wire
 from fury_collector.db import Database
 from fury_collector.run import Run
-from tests import browser
+from fury_collector.stores import Where
+from tests import browser, postgresql
 from tests.secured import Secured
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,12 +234,49 @@ class Collector:
         self.pass_time(1.6)
 
 
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[postgresql.Server]:
+    """A PostgreSQL server; a test that stops it starts it again."""
+    why = postgresql.missing()
+    if why is not None:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI {why}")
+        pytest.skip(why)
+    with postgresql.serving() as server:
+        yield server
+
+
+# For tests that hold over both stores, in whatever fixture of theirs the database is.
+over_both_stores = pytest.mark.parametrize("where", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
+    """The database of a test, not made yet: tmp_path/fury.db, or with `over_both_stores` an empty one of PostgreSQL too."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return tmp_path / "fury.db"
+    server: postgresql.Server = request.getfixturevalue("postgresql_server")
+    return server.database()
+
+
+def engine_of(where: Where) -> sa.Engine:
+    """A way around the collector into a database."""
+    return sa.create_engine(where if isinstance(where, sa.URL) else f"sqlite:///{where}", poolclass=sa.NullPool)
+
+
+def database_options(where: Where) -> tuple[str, str]:
+    """How a command is told of a database."""
+    if isinstance(where, sa.URL):
+        return "--database-url", where.render_as_string(hide_password=False)
+    return "--database", str(where)
+
+
 Open = Callable[..., Collector]
 
 
 @pytest.fixture
-def collector_at(tmp_path: Path) -> Iterator[Open]:
-    """Opens a collector over tmp_path/fury.db; a second call is a restart over the same database."""
+def collector_at(where: Where) -> Iterator[Open]:
+    """Opens a collector over the test's database; a second call is a restart over the same database."""
     opened: list[Database] = []
 
     def build(
@@ -245,7 +284,7 @@ def collector_at(tmp_path: Path) -> Iterator[Open]:
     ) -> Collector:
         for database in opened:
             database.close()
-        database = Database(tmp_path / "fury.db", exclusive=True)
+        database = Database(where, exclusive=True)
         database.start()
         opened.append(database)
         lines: list[str] = []
@@ -282,6 +321,7 @@ class Process:
         *options: str,
         before: str = "",
         secured: Optional[Secured] = None,
+        where: Optional[Where] = None,
     ) -> None:
         self.directory = directory
         self.secured = secured
@@ -303,7 +343,8 @@ class Process:
                         "--plan",
                         str(plan_file),
                     ),
-                    *("--database", str(directory / "fury.db"), "--port", "0", "--state-file", str(self.state_file)),
+                    *database_options(where or directory / "fury.db"),
+                    *("--port", "0", "--state-file", str(self.state_file)),
                     *options,
                 ],
                 stdout=out,
@@ -376,14 +417,14 @@ class Process:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Starts real collectors over tmp_path and ends those that are left."""
+def serve(tmp_path: Path, where: Where) -> Iterator[Callable[..., Process]]:
+    """Starts real collectors over the test's database and ends those that are left."""
     started: list[Process] = []
 
     def start(
         document: Optional[dict[str, Any]] = None, *options: str, before: str = "", secured: Optional[Secured] = None
     ) -> Process:
-        process = Process(tmp_path, document or plan(), *options, before=before, secured=secured)
+        process = Process(tmp_path, document or plan(), *options, before=before, secured=secured, where=where)
         started.append(process)
         return process
 

@@ -10,7 +10,7 @@ import pytest
 
 from fury_collector import wire
 
-from .conftest import CHUNK, EPOCH, GAMMA, NAMES, RUN, Collector, event, histogram, life, ready
+from .conftest import CHUNK, EPOCH, GAMMA, NAMES, RUN, Collector, event, histogram, life, over_both_stores, ready
 
 EVENTS = f"/api/v1/runs/{RUN}/agents/alecto/events"
 
@@ -24,6 +24,7 @@ def counts(collector: Collector) -> dict[str, int]:
     return {agent.name: sum(epoch.stored for epoch in agent.epochs) for agent in run.agents}
 
 
+@over_both_stores
 def test_a_batch_is_stored_and_acknowledged_with_the_contracts_keys(collector: Collector) -> None:
     """The acknowledgement has the four keys of the protocol and the events are in the database."""
     answer = collector.push("alecto", event(0, "start"), event(1, "rollover"))
@@ -33,6 +34,7 @@ def test_a_batch_is_stored_and_acknowledged_with_the_contracts_keys(collector: C
 
 
 @pytest.mark.parametrize("kind", ["start", "rollover", "sample", "heartbeat", "error", "final"])
+@over_both_stores
 def test_every_kind_comes_back_as_a_duplicate_when_sent_again(collector: Collector, kind: str) -> None:
     """Sending the same event twice stores it once, whatever its kind."""
     collector.arm_and_start()
@@ -46,6 +48,7 @@ def test_every_kind_comes_back_as_a_duplicate_when_sent_again(collector: Collect
     assert counts(collector)["alecto"] == 1
 
 
+@over_both_stores
 def test_whole_numbers_are_the_same_body_as_their_floats(collector: Collector) -> None:
     """A sender that writes 1 where it wrote 1.0 before has not changed the event."""
     collector.push("alecto", event(0, "rollover", seconds=1, t_wall=5))
@@ -61,6 +64,7 @@ def test_whole_numbers_are_the_same_body_as_their_floats(collector: Collector) -
         (event(3, "sample"), event(3, "sample", write_histogram=histogram(0.5))),
     ],
 )
+@over_both_stores
 def test_the_same_key_with_another_body_is_refused_whole_and_raises_the_alarm(
     collector: Collector, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
@@ -76,6 +80,7 @@ def test_the_same_key_with_another_body_is_refused_whole_and_raises_the_alarm(
     assert collector.push("alecto", event(4, "rollover")).get_json()["stored"] == 1
 
 
+@over_both_stores
 def test_one_number_twice_in_a_batch_counts_once_or_is_refused(collector: Collector) -> None:
     """Within a batch the same rules hold as between batches."""
     answer = collector.push("alecto", event(0, "rollover"), event(0, "rollover"))
@@ -85,6 +90,7 @@ def test_one_number_twice_in_a_batch_counts_once_or_is_refused(collector: Collec
     assert counts(collector)["alecto"] == 1
 
 
+@over_both_stores
 def test_a_receipt_needs_every_event_up_to_the_final_one(collector: Collector) -> None:
     """The receipt is given with the event that closes the last gap, also when the final one came first."""
     words = life(2)
@@ -94,6 +100,7 @@ def test_a_receipt_needs_every_event_up_to_the_final_one(collector: Collector) -
     assert collector.push("alecto", words[0]).get_json()["receipt"] is True
 
 
+@over_both_stores
 def test_nothing_may_follow_a_final_event(collector: Collector) -> None:
     """An event after the final one, or a final one below stored events, contradicts what is stored."""
     collector.push("alecto", event(0, "final"))

@@ -286,7 +286,7 @@ def test_no_words_of_an_agent_become_markup(collector_at: Open, text: str) -> No
     plain = collector_at()
     finish(plain, tisiphone={"verdict": "DISK_ERROR", "reason": "x"})
     expected = len(Reader(page_of(plain)).all("script"))
-    plain.database.path.unlink()
+    Path(plain.database.name).unlink()
     document = plan()
     document["parameters"] = {"directory": text}
     collector = collector_at(document)

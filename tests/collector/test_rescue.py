@@ -16,8 +16,22 @@ import pytest
 from fury_collector.__main__ import main
 from fury_collector.db import Database
 from fury_collector.report import judge, summary
+from fury_collector.stores import Where
 
-from .conftest import CHUNK, EPOCH, NAMES, RUN, Collector, Open, event, journal, life, plan
+from .conftest import (
+    CHUNK,
+    EPOCH,
+    NAMES,
+    RUN,
+    Collector,
+    Open,
+    database_options,
+    event,
+    journal,
+    life,
+    over_both_stores,
+    plan,
+)
 
 OTHER = "00000000000000bb"
 LATER = [{**word, "t_mono_ns": word["t_mono_ns"] + 10**11} for word in life()]
@@ -26,13 +40,13 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def fury(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Runs a command of the collector on tmp_path/fury.db: exit code, what it said, what it complained of."""
+def fury(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: Where) -> Command:
+    """Runs a command of the collector on the test's database: exit code, what it said, what it complained of."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         words = [str(argument) for argument in arguments]
-        monkeypatch.setattr(sys, "argv", ["fury_collector", *words, "--database", str(tmp_path / "fury.db")])
+        monkeypatch.setattr(sys, "argv", ["fury_collector", *words, *database_options(where)])
         code: Any = 0
         try:
             main()
@@ -44,9 +58,9 @@ def fury(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     return run
 
 
-def result(tmp_path: Path) -> dict[str, Any]:
+def result(where: Where) -> dict[str, Any]:
     """The run's summary as export would write it."""
-    database = Database(tmp_path / "fury.db", create=False)
+    database = Database(where, create=False)
     run = database.read_run(RUN)
     found = summary(judge(run, database.samples(run.id)))
     database.close()
@@ -65,15 +79,16 @@ def gone(collector_at: Open) -> Collector:
     return collector
 
 
+@over_both_stores
 def test_a_run_whose_collector_was_dead_from_the_start_on_passes_with_rescued_events(
-    gone: Collector, fury: Command, tmp_path: Path
+    gone: Collector, fury: Command, tmp_path: Path, where: Where
 ) -> None:
     """Complete is complete however it came, and it is said; repeating it changes nothing."""
     given = [f"{name}={journal(tmp_path / f'{name}.db', life())}" for name in NAMES]
     code, told, complaint = fury("ingest", RUN, *given)
     assert (code, complaint) == (0, "")
     assert told.splitlines() == [f"{name}: 7 events rescued, 0 were stored already" for name in NAMES]
-    found = result(tmp_path)
+    found = result(where)
     assert found["verdict"] == "PASS"
     assert found["reason"] == (
         "3 of 3 agents finished, 0.2 GB at 3.0 MB/s; 21 events of alecto, megaera, tisiphone rescued from their hosts, "
@@ -83,12 +98,15 @@ def test_a_run_whose_collector_was_dead_from_the_start_on_passes_with_rescued_ev
     assert [agent["rescued_events"] for agent in found["agents"]] == [7, 7, 7]
     code, told, _ = fury("ingest", "latest", *given)
     assert (code, told.splitlines()[0]) == (0, "alecto: 0 events rescued, 7 were stored already")
-    assert result(tmp_path) == found
+    assert result(where) == found
     assert "finished" in fury("runs")[1]
     assert "alecto: 7 events rescued from its host" in fury("report", RUN)[1]
 
 
-def test_what_had_got_through_is_not_stored_again(collector: Collector, fury: Command, tmp_path: Path) -> None:
+@over_both_stores
+def test_what_had_got_through_is_not_stored_again(
+    collector: Collector, fury: Command, tmp_path: Path, where: Where
+) -> None:
     """The journal's events beside the network's: the union, each once, and the receipt is that of all."""
     collector.arm_and_start()
     collector.push("alecto", *life()[:3], life()[5])
@@ -96,21 +114,22 @@ def test_what_had_got_through_is_not_stored_again(collector: Collector, fury: Co
     left = [word for word in life() if word["kind"] != "heartbeat"]
     code, told, _ = fury("ingest", RUN, f"alecto={journal(tmp_path / 'journal.db', left)}")
     assert (code, told) == (0, "alecto: 3 events rescued, 3 were stored already\n")
-    alecto = result(tmp_path)["agents"][0]
+    alecto = result(where)["agents"][0]
     assert (alecto["verdict"], alecto["events_stored"], alecto["rescued_events"]) == ("PASS", 7, 3)
-    messages = collector_messages(tmp_path)
+    messages = collector_messages(where)
     assert "alecto: 3 events rescued, 3 were stored already" in messages
 
 
-def collector_messages(tmp_path: Path) -> list[str]:
-    database = Database(tmp_path / "fury.db", create=False)
+def collector_messages(where: Where) -> list[str]:
+    database = Database(where, create=False)
     told = [message.text for message in database.read_run(RUN).messages]
     database.close()
     return told
 
 
+@over_both_stores
 def test_crashed_and_restarted_processes_are_rescued_in_any_order(
-    gone: Collector, fury: Command, tmp_path: Path
+    gone: Collector, fury: Command, tmp_path: Path, where: Where
 ) -> None:
     """The last process is told by its host's clock: a run with a restart that wrote to the end passes and says so."""
     path = tmp_path / "journal.db"
@@ -119,14 +138,17 @@ def test_crashed_and_restarted_processes_are_rescued_in_any_order(
     others = [f"{name}={journal(tmp_path / f'{name}.db', life())}" for name in NAMES[1:]]
     code, told, _ = fury("ingest", RUN, f"alecto={path}", *others)
     assert (code, told.splitlines()[0]) == (0, "alecto: 10 events rescued, 0 were stored already")
-    found = result(tmp_path)
+    found = result(where)
     assert found["verdict"] == "PASS"
     assert "; alecto restarted 1x; 24 events of" in found["reason"]
     assert found["agents"][0]["epochs"] == 2
     assert found["agents"][0]["written_bytes"] == 5 * CHUNK
 
 
-def test_refused_events_are_counted_and_make_the_run_incomplete(gone: Collector, fury: Command, tmp_path: Path) -> None:
+@over_both_stores
+def test_refused_events_are_counted_and_make_the_run_incomplete(
+    gone: Collector, fury: Command, tmp_path: Path, where: Where
+) -> None:
     """Those a collector refused before and those that this one refuses; the first sentence is the reason."""
     words = life()
     words[2] = {**words[2], "bytes": -1}
@@ -135,12 +157,13 @@ def test_refused_events_are_counted_and_make_the_run_incomplete(gone: Collector,
         code, told, _ = fury("ingest", RUN, given)
         assert code == 0
         assert "stored already, 2 refused (bytes must be kind)" in told
-    alecto = result(tmp_path)["agents"][0]
+    alecto = result(where)["agents"][0]
     assert (alecto["rescued_events"], alecto["refused_events"], alecto["events_stored"]) == (5, 2, 5)
     assert alecto["verdict"] == "INCOMPLETE"
     assert alecto["reason"] == "2 events refused: bytes must be kind; 2 of 7 events are missing"
 
 
+@over_both_stores
 def test_an_event_that_contradicts_what_is_stored_is_refused_alone(
     collector: Collector, fury: Command, tmp_path: Path
 ) -> None:
@@ -168,7 +191,9 @@ def big(tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
     return journal(tmp_path / "journal.db", words), words
 
 
-def test_of_a_truncated_journal_what_is_there_is_stored(gone: Collector, fury: Command, tmp_path: Path) -> None:
+def test_of_a_truncated_journal_what_is_there_is_stored(
+    gone: Collector, fury: Command, tmp_path: Path, where: Where
+) -> None:
     """One sentence, exit code 6, and the agents beside it are not touched by it."""
     path, words = big(tmp_path)
     other = journal(tmp_path / "other.db", life())
@@ -180,13 +205,15 @@ def test_of_a_truncated_journal_what_is_there_is_stored(gone: Collector, fury: C
     assert complaint.startswith(f"fury_collector: the journal {path} of alecto is damaged (")
     assert len(complaint.splitlines()) == 1
     assert "megaera: 7 events rescued" in told
-    stored = result(tmp_path)["agents"][0]["events_stored"]
+    stored = result(where)["agents"][0]["events_stored"]
     assert 20 < stored < len(words)
-    assert result(tmp_path)["agents"][0]["verdict"] == "INCOMPLETE"
+    assert result(where)["agents"][0]["verdict"] == "INCOMPLETE"
     assert path.read_bytes() == raw[:cut]
 
 
-def test_damage_in_the_middle_costs_what_it_covers(gone: Collector, fury: Command, tmp_path: Path) -> None:
+def test_damage_in_the_middle_costs_what_it_covers(
+    gone: Collector, fury: Command, tmp_path: Path, where: Where
+) -> None:
     """What lies before and behind it is stored."""
     path, words = big(tmp_path)
     raw = bytearray(path.read_bytes())
@@ -196,14 +223,16 @@ def test_damage_in_the_middle_costs_what_it_covers(gone: Collector, fury: Comman
     path.write_bytes(raw)
     code, _, _ = fury("ingest", RUN, f"alecto={path}")
     assert code == 6
-    alecto = result(tmp_path)["agents"][0]
+    alecto = result(where)["agents"][0]
     assert len(words) * 0.8 < alecto["events_stored"] < len(words)
     assert alecto["events_issued"] == len(words)
     assert "events are missing; its journal is damaged: " in alecto["reason"]
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_no_damage_ends_in_a_traceback(seed: int, collector_at: Open, fury: Command, tmp_path: Path) -> None:
+def test_no_damage_ends_in_a_traceback(
+    seed: int, collector_at: Open, fury: Command, tmp_path: Path, where: Where
+) -> None:
     """Random bytes over a journal: the exit code is 0 or 6, and not more is stored than was in it."""
     shutil.copy(_once(tmp_path, collector_at), tmp_path / "fury.db")
     path, words = big(tmp_path)
@@ -216,7 +245,7 @@ def test_no_damage_ends_in_a_traceback(seed: int, collector_at: Open, fury: Comm
     code, _, complaint = fury("ingest", RUN, f"alecto={path}")
     assert code in (0, 6), complaint
     assert len(complaint.splitlines()) <= 1
-    assert result(tmp_path)["agents"][0]["events_stored"] <= len(words)
+    assert result(where)["agents"][0]["events_stored"] <= len(words)
 
 
 def _once(tmp_path: Path, collector_at: Open) -> Path:
@@ -227,16 +256,18 @@ def _once(tmp_path: Path, collector_at: Open) -> Path:
     return kept
 
 
-def test_a_damaged_journal_of_a_crashed_process_is_no_pass(gone: Collector, fury: Command, tmp_path: Path) -> None:
+def test_a_damaged_journal_of_a_crashed_process_is_no_pass(
+    gone: Collector, fury: Command, tmp_path: Path, where: Where
+) -> None:
     """Where a crashed process said no last number its journal is all there is, and so has to be whole."""
     crashed = journal(tmp_path / "one.db", life()[:3])
     second = journal(tmp_path / "two.db", LATER, epoch=OTHER)
     fury("ingest", RUN, f"alecto={crashed}", f"alecto={second}")
-    assert result(tmp_path)["agents"][0]["verdict"] == "PASS"
+    assert result(where)["agents"][0]["verdict"] == "PASS"
     broken = tmp_path / "broken.db"
     broken.write_bytes(crashed.read_bytes()[:5000])
     assert fury("ingest", RUN, f"alecto={broken}")[0] == 6
-    alecto = result(tmp_path)["agents"][0]
+    alecto = result(where)["agents"][0]
     assert alecto["verdict"] == "INCOMPLETE"
     assert alecto["reason"].startswith("its journal is damaged: ")
 
@@ -255,7 +286,7 @@ def test_a_damaged_journal_of_a_crashed_process_is_no_pass(gone: Collector, fury
     ],
 )
 def test_a_mistake_ends_in_one_sentence(
-    gone: Collector, fury: Command, tmp_path: Path, argument: str, code: int, said: str
+    gone: Collector, fury: Command, tmp_path: Path, argument: str, code: int, said: str, where: Where
 ) -> None:
     """Nothing is stored of what is not a journal, and nothing at all where a name is wrong."""
     files = {name: tmp_path / f"{name}.db" for name in ("good", "empty", "text", "newer", "other")}
@@ -271,7 +302,7 @@ def test_a_mistake_ends_in_one_sentence(
     assert said in complaint
     assert len(complaint.splitlines()) == 1
     assert "Traceback" not in told
-    assert result(tmp_path)["agents"][0]["events_stored"] == 0
+    assert result(where)["agents"][0]["events_stored"] == 0
 
 
 def test_a_run_or_database_that_is_not_there_is_named(fury: Command, tmp_path: Path) -> None:
@@ -284,6 +315,7 @@ def test_a_run_or_database_that_is_not_there_is_named(fury: Command, tmp_path: P
     assert (code, f"has no run {RUN}" in complaint) == (2, True)
 
 
+@over_both_stores
 def test_while_the_collector_lives_it_is_the_only_one_that_writes(
     collector: Collector, fury: Command, tmp_path: Path
 ) -> None:
@@ -293,7 +325,9 @@ def test_while_the_collector_lives_it_is_the_only_one_that_writes(
     assert "in use by another collector" in complaint
 
 
-def test_a_plan_of_one_agent_may_be_rescued_after_kill_9(collector_at: Open, fury: Command, tmp_path: Path) -> None:
+def test_a_plan_of_one_agent_may_be_rescued_after_kill_9(
+    collector_at: Open, fury: Command, tmp_path: Path, where: Where
+) -> None:
     """The write-ahead logs of database and journal are read where they were left."""
     collector = collector_at(plan(("alecto",)))
     collector.push("alecto", event(0, "start"))
@@ -313,4 +347,4 @@ def test_a_plan_of_one_agent_may_be_rescued_after_kill_9(collector_at: Open, fur
         shutil.copy(crashed / name, tmp_path / name)
     code, told, _ = fury("ingest", RUN, f"alecto={crashed / 'journal.db'}")
     assert (code, told) == (0, "alecto: 6 events rescued, 1 was stored already\n")
-    assert result(tmp_path)["verdict"] == "PASS"
+    assert result(where)["verdict"] == "PASS"

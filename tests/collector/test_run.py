@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from fury_collector import wire
 from fury_collector.run import Run
 
-from .conftest import CHUNK, EPOCH, NAMES, RUN, Clock, Collector, Open, event, life, plan, ready
+from .conftest import CHUNK, EPOCH, NAMES, RUN, Clock, Collector, Open, event, life, over_both_stores, plan, ready
 
 OTHER = "00000000000000bb"
 
@@ -303,6 +303,7 @@ def test_errors_of_an_agent_are_shown_but_not_without_end(collector: Collector) 
     assert len([line for line in collector.lines if line.startswith("alecto reports")]) == 20
 
 
+@over_both_stores
 def test_a_restarted_collector_takes_the_run_up_where_it_was(collector_at: Open) -> None:
     """Start instant, counts, receipts and messages are those of before, and everyone gets a full window."""
     clock = Clock()
@@ -332,6 +333,7 @@ def test_a_restarted_collector_takes_the_run_up_where_it_was(collector_at: Open)
     assert health(second)["tisiphone"] == "finished"
 
 
+@over_both_stores
 def test_rollovers_of_the_ramp_do_not_count_before_and_after_a_restart(collector_at: Open) -> None:
     """They are told as they come and make a rate, but of what was written for good they are no part."""
     clock = Clock()
@@ -364,6 +366,7 @@ def test_a_collector_restarted_at_the_barrier_waits_until_it_has_heard_everyone_
     assert second.ready("megaera").get_json()["state"] == "start"
 
 
+@over_both_stores
 def test_a_finished_run_still_takes_late_events(collector_at: Open) -> None:
     """What was fetched over ssh is ingested by the same path after the end."""
     first = collector_at(plan(("alecto",)))
@@ -445,6 +448,7 @@ def test_a_newcomer_may_speak_before_it_is_admitted(collector: Collector) -> Non
     assert collector.ready("alecto", OTHER, after=EPOCH).get_json()["state"] == "start"
 
 
+@over_both_stores
 def test_what_a_predecessor_left_comes_later_and_turns_nothing_back(collector: Collector) -> None:
     """Batches of the crashed process are stored and added up; phase, rate and receipt are the new one's."""
     collector.arm_and_start()
@@ -564,6 +568,7 @@ def test_a_stopped_run_is_not_held_open_to_its_planned_end(collector_at: Open) -
     assert collector.state()["state"] == "finished"
 
 
+@over_both_stores
 def test_every_change_of_health_is_recorded_with_time_and_silence(collector: Collector) -> None:
     """Green, late, suspect, lost, recovered, finished: when, and how long nothing had been heard."""
     collector.arm_and_start()
@@ -584,6 +589,7 @@ def test_every_change_of_health_is_recorded_with_time_and_silence(collector: Col
     assert [one.t_wall - began for one in liveness[1:]] == [10.5, 20.5, 40.5, 45.0, 45.0]
 
 
+@over_both_stores
 def test_who_was_silent_when_the_collector_was_restarted_recovers_with_its_first_word(collector_at: Open) -> None:
     """It gets a full window, but that it was silent is not forgotten."""
     clock = Clock()
@@ -605,6 +611,7 @@ def test_who_was_silent_when_the_collector_was_restarted_recovers_with_its_first
     assert "alecto is back after 29.0 s of silence" in texts(second)
 
 
+@over_both_stores
 def test_a_stop_is_kept_over_a_restart_of_the_collector(collector_at: Open) -> None:
     """Who has not heard of it yet hears of it from the next one."""
     clock = Clock()

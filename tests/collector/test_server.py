@@ -21,12 +21,14 @@ import pytest
 
 from fury_collector.db import Database
 from fury_collector.server import listen
+from fury_collector.stores import Where
 
-from .conftest import EPOCH, NAMES, ROOT, RUN, Process, event, life, plan
+from .conftest import EPOCH, NAMES, ROOT, RUN, Process, database_options, event, life, over_both_stores, plan
 
 Serve = Callable[..., Process]
 
 
+@over_both_stores
 def test_a_run_from_ready_to_the_last_receipt(serve: Serve, tmp_path: Path) -> None:
     """The process tells the run in plain words, prints the statistics, ends by itself and leaves one file."""
     collector = serve(plan(seconds=4))
@@ -173,7 +175,7 @@ class Sender(threading.Thread):
         super().__init__(daemon=True)
         self.agent, self.port = name, port
         self.stopped = threading.Event()
-        self.acknowledged = self.sent = 0
+        self.acknowledged = self.sent = self.refused = 0
         self.broken: list[str] = []
 
     def run(self) -> None:
@@ -191,6 +193,10 @@ class Sender(threading.Thread):
                 connection.close()
                 time.sleep(0.005)
                 continue
+            if response.status == 503:
+                self.refused += 1
+                time.sleep(0.005)
+                continue
             if response.status != 200 or answer["stored"] + answer["duplicates"] != 10:
                 self.broken.append(f"{response.status} {answer}")
                 return
@@ -198,7 +204,8 @@ class Sender(threading.Thread):
         connection.close()
 
 
-def test_whatever_was_acknowledged_before_kill_9_is_there_afterwards(tmp_path: Path) -> None:
+@over_both_stores
+def test_whatever_was_acknowledged_before_kill_9_is_there_afterwards(where: Where, tmp_path: Path) -> None:
     """Fifty times in mid-commit, at once again on the same port: acknowledged ⊆ stored ⊆ sent, nothing twice."""
     chance = random.Random(20261124)
     (tmp_path / "plan.json").write_text(json.dumps(plan()))
@@ -209,8 +216,7 @@ def test_whatever_was_acknowledged_before_kill_9_is_there_afterwards(tmp_path: P
         "--plain-http",
         "--plan",
         tmp_path / "plan.json",
-        "--database",
-        tmp_path / "fury.db",
+        *database_options(where),
         "--port",
         port,
         "--stay",
@@ -233,18 +239,10 @@ def test_whatever_was_acknowledged_before_kill_9_is_there_afterwards(tmp_path: P
         for sender in senders:
             sender.stopped.set()
             sender.join(30)
-        database = Database(tmp_path / "fury.db", create=False)
-        stored: dict[str, list[int]] = {name: [] for name in NAMES}
-        for row in database.rollovers(database.read_run(RUN).id):
-            stored[row["agent"]].append(row["seq"])
-        database.close()
-        for sender in senders:
-            seqs = stored[sender.agent]
-            assert len(set(seqs)) == len(seqs)
-            assert set(range(sender.acknowledged)) <= set(seqs) <= set(range(sender.sent))
+        assert_stored(where, senders)
         pid = nursery.start(*command)
         last = Process.__new__(Process)
-        last.run_id, last.port, last._connection = RUN, port, None
+        last.run_id, last.port, last._connection, last.secured = RUN, port, None, None
         for sender in senders:
             words = [event(seq, "rollover") for seq in range(sender.acknowledged, sender.acknowledged + 10)]
             final = event(sender.acknowledged + 10, "final", rollovers=sender.acknowledged + 10)
@@ -255,6 +253,19 @@ def test_whatever_was_acknowledged_before_kill_9_is_there_afterwards(tmp_path: P
             sender.stopped.set()
         nursery.close()
     assert "Traceback" not in nursery.output.read_text()
+
+
+def assert_stored(where: Where, senders: list[Sender]) -> None:
+    """acknowledged ⊆ stored ⊆ sent, nothing twice."""
+    database = Database(where, create=False, read_only=True)
+    stored: dict[str, list[int]] = {sender.agent: [] for sender in senders}
+    for row in database.rollovers(database.read_run(RUN).id):
+        stored[row["agent"]].append(row["seq"])
+    database.close()
+    for sender in senders:
+        seqs = stored[sender.agent]
+        assert len(set(seqs)) == len(seqs)
+        assert set(range(sender.acknowledged)) <= set(seqs) <= set(range(sender.sent))
 
 
 def _tail(path: Path) -> str:
@@ -272,6 +283,7 @@ def _patiently(ask: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
             time.sleep(0.02)
 
 
+@over_both_stores
 def test_the_start_instant_survives_kill_9(serve: Serve) -> None:
     """Who was told to start was told an instant that is on disk."""
     collector = serve(plan(("alecto",)))
