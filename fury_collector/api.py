@@ -224,7 +224,8 @@ def _body() -> Any:
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise NotJson("the body must not be encoded: send plain JSON without Content-Encoding")
     raw = request.get_data(cache=False)
-    if request.content_length is None and len(raw) >= wire.MAX_BODY_BYTES:  # chunks: Werkzeug stops there without a word
+    # Chunks say nowhere how many there are: Werkzeug stops reading them at the limit without a word.
+    if request.content_length is None and len(raw) >= wire.MAX_BODY_BYTES:
         raise RequestEntityTooLarge
     return wire.loads(raw)
 

@@ -19,7 +19,7 @@ def junit(result: Result) -> str:
     counts = {"failure": 0, "error": 0}
     for agent in result.agents:
         case = ElementTree.SubElement(
-            suite, "testcase", classname=f"fury.{agent.host}", name=agent.name, time=f"{agent.seconds:.3f}"
+            suite, "testcase", classname=_clean(f"fury.{agent.host}"), name=agent.name, time=f"{agent.seconds:.3f}"
         )
         if agent.verdict != "PASS":
             kind = _kind(agent)

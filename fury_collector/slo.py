@@ -6,6 +6,7 @@ import difflib
 import math
 import operator
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -31,6 +32,8 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 _WANTED = re.compile(r"\s*(>=|<=|==|>|<)\s*([0-9]+(?:\.[0-9]+)?)\s*", re.ASCII)
 _MOST = 100
+_SHORT = reprlib.Repr()  # aliases in YAML make a value of a few lines that is gigabytes long as text
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
 _QUANTILES = (("p50", 0.50), ("p95", 0.95), ("p99", 0.99), ("p999", 0.999))
 
 
@@ -133,5 +136,5 @@ def _wrong(where: str, value: object, allowed: str) -> BadInput:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ from typing import Any, NoReturn, Optional, Union
 
 from fury_collector import slo
 from fury_collector.errors import BadInput
+from fury_collector.html import visible
 from fury_collector.slo import Objective
 
 MAX_BATCH = 500
@@ -133,7 +135,10 @@ class LiveQuery:
 
 def shown(value: object) -> str:
     """The value for a sentence: as JSON, cut to a length a person reads."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:  # what could just be read cannot always be written
+        return f"{type(value).__name__} with many levels"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -171,7 +176,7 @@ def plan(value: Any) -> Plan:
         agents.append(
             PlannedAgent(
                 name=name(_required(item, "name", where), f"{where}.name"),
-                host=_text(255)(_required(item, "host", where), f"{where}.host"),
+                host=_said(255)(_required(item, "host", where), f"{where}.host"),
                 chunk_mb=_whole(1, 1_000_000)(_required(item, "chunk_mb", where), f"{where}.chunk_mb"),
                 seconds=_number(0.001, LONGEST_S)(_required(item, "seconds", where), f"{where}.seconds"),
                 directory=_text(4096)(_required(item, "directory", where), f"{where}.directory"),
@@ -198,7 +203,7 @@ def hosts(value: Any) -> dict[str, Payload]:
     """What the controller saw of each agent's host (export --hosts): reachable, cleanup, detail by agent name."""
     result = {}
     for agent, entry in _object(value, "hosts").items():
-        where = f"hosts.{agent}"
+        where = f"hosts.{shown(agent)[1:-1]}"
         item = _object(entry, where)
         result[agent] = {
             "reachable": _boolean(item.get("reachable", True), f"{where}.reachable"),
@@ -219,7 +224,7 @@ def batch(value: Any) -> Batch:
     body = _version(_object(value, "body"))
     for key in body:
         if key not in ("v", "epoch", "events"):
-            raise BadInput(f"{key} is not a field of a batch: v, epoch and events are", field=key)
+            raise BadInput(f"{shown(key)[1:-1]} is not a field of a batch: v, epoch and events are", field=key[:64])
     epoch = _epoch(_required(body, "epoch", ""), "epoch")
     events_in = _required(body, "events", "")
     if not isinstance(events_in, list) or not 1 <= len(events_in) <= MAX_BATCH:
@@ -230,7 +235,7 @@ def batch(value: Any) -> Batch:
 
 def reason(value: Any) -> str:
     """The checked body of POST …/stop: why the run is to stop."""
-    return str(_text(500)(_required(_object(value, "body"), "reason", ""), "reason"))
+    return str(_said(500)(_required(_object(value, "body"), "reason", ""), "reason"))
 
 
 def live_query(items: Iterable[tuple[str, str]]) -> LiveQuery:
@@ -362,12 +367,30 @@ def _text(longest: int) -> Check:
     return check
 
 
+def _said(longest: int) -> Check:
+    """Text of an agent: one line in which nothing hides or turns it, for pages, terminals and files alike."""
+    check = _text(longest)
+    return lambda value, where: _one_line(check(value, where))
+
+
+def _one_line(text: str) -> str:
+    return str(visible(text.replace("\n", " ").replace("\t", " ")))
+
+
 def _instant(value: Any, where: str) -> str:
     if isinstance(value, str) and _UTC.fullmatch(value):
         with contextlib.suppress(ValueError):
             datetime.fromisoformat(value)
             return value
     _wrong(where, value, "a time in UTC as in ISO 8601, 2026-11-24T03:04:05Z")
+
+
+def _address(value: Any, where: str) -> str:
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str) and len(value) <= 255:
+            ipaddress.ip_address(value)
+            return value
+    _wrong(where, value, "an IP address, 10.0.0.2")
 
 
 def _one_of(allowed: tuple[str, ...]) -> Check:
@@ -387,22 +410,22 @@ def _facts(value: Any, where: str) -> Payload:
     facts = _object(value, where)
     if len(facts) > 200:
         _wrong(where, len(facts), "an object of at most 200 values")
+    taken: Payload = {}
     for key, fact in facts.items():
         _text(64)(key, f"{where} (a key)")
+        taken[_one_line(key)] = _one_line(fact) if isinstance(fact, str) else fact
         if isinstance(fact, str):
-            _text(1000)(fact, f"{where}.{key}")
+            _text(1000)(fact, f"{where}.{shown(key)[1:-1]}")
         elif fact is not None and not isinstance(fact, bool):
-            _number(-1e18, 1e18)(fact, f"{where}.{key}")
-    return facts
+            _number(-1e18, 1e18)(fact, f"{where}.{shown(key)[1:-1]}")
+    return taken
 
 
 def _notes(value: Any, where: str) -> list[str]:
     if not isinstance(value, list) or len(value) > MAX_NOTES:
         found = len(value) if isinstance(value, list) else value
         _wrong(where, found, f"a list of at most {MAX_NOTES} sentences")
-    for index, note in enumerate(value):
-        _text(1000)(note, f"{where}[{index}]")
-    return value
+    return [visible(_text(1000)(note, f"{where}[{index}]")) for index, note in enumerate(value)]
 
 
 def _histogram(value: Any, where: str) -> Payload:
@@ -444,13 +467,13 @@ _HISTOGRAM: dict[str, Check] = {
 }
 _READY: dict[str, Check] = {
     "epoch": _epoch,
-    "metrics_address": _text(255),
+    "metrics_address": _address,
     "metrics_port": _whole(0, 65535),
     "chunk_bytes": _whole(1),
     "seconds": _number(0.001, LONGEST_S),
     "calibrated_bytes_per_second": _or_null(_number()),
-    "host": _text(255),
-    "agent_version": _text(64),
+    "host": _said(255),
+    "agent_version": _said(64),
     "after": _or_null(_epoch),
 }
 _LIVE: dict[str, Check] = {
@@ -469,7 +492,7 @@ _KINDS: dict[str, dict[str, Check]] = {
         "chunk_bytes": _whole(1),
         "block_bytes": _whole(1),
         "planned_seconds": _number(),
-        "host": _text(255),
+        "host": _said(255),
         "facts": _facts,
     },
     "rollover": {
@@ -508,15 +531,15 @@ _KINDS: dict[str, dict[str, Check]] = {
     },
     "error": {
         **_COMMON,
-        "message": _text(4000),
-        "operation": _or_null(_text(64)),
-        "path": _or_null(_text(4096)),
+        "message": _said(4000),
+        "operation": _or_null(_said(64)),
+        "path": _or_null(_said(4096)),
         "errno": _or_null(_whole(-(2**31), 2**31)),
     },
     "final": {
         **_COMMON,
         "verdict": _one_of(VERDICTS),
-        "reason": _or_null(_text(4000)),
+        "reason": _or_null(_said(4000)),
         "written_bytes": _whole(),
         "ramp_bytes": _whole(),
         "read_bytes": _whole(),
