@@ -1,11 +1,13 @@
 """What `fury_collector compare` says of runs that do not differ, and of runs that are 15 % slower: real agents, by turns.
 
-    python -m bench.compare_aa [--rounds 20] [--seconds 20] [--rate-mb-s 100] [--directory /var/tmp] [--keep DIR] [--from DIR]
+    python -m bench.compare_aa [--rounds 20] [--seconds 20] [--rate-mb-s 100] [--only upqs]
+                               [--directory /var/tmp] [--keep DIR] [--from DIR]
 
 A round is four runs of two agents with a collector on loopback: two as fast as it goes (unpaced), one paced at
 ``--rate-mb-s`` an agent and one paced 15 % lower; every second round has a fifth, paced to 85 % of what the round's first
 unpaced run did. Odd rounds go through theirs backwards (ABBA), so that a drift of the machine is not taken for a
-difference. --keep leaves the databases, --from judges those that an earlier call has left, without a new run.
+difference. --only makes only runs of these kinds: u(npaced, two), p(aced), q (15 % lower), s (85 % of unpaced). --keep leaves
+the databases, --from judges those that an earlier call has left, without a new run.
 
 Told are the differences of the fleet's throughput in percent, what was said of them (called: faster or slower), and how
 many pairs had any other figure of fleet or agents called.
@@ -92,12 +94,14 @@ def make_run(
     return database
 
 
-def make_rounds(home: Path, *, rounds: int, seconds: int, rate_mb_s: int) -> None:
+def make_rounds(home: Path, *, rounds: int, seconds: int, rate_mb_s: int, only: str) -> None:
     """All runs of the benchmark, as databases <kind><round><turn>.db in a directory."""
     unpaced = 0.0
     for number in range(rounds):
         turns = [("u", 1), ("u", 2), ("p", 1), ("q", 1)] + [("s", 1)] * (number % 2 == 0)
         for kind, turn in turns[:: -1 if number % 2 else 1]:
+            if kind not in only:
+                continue
             rate = {"u": None, "p": rate_mb_s, "q": round(SLOWER_BY * rate_mb_s), "s": round(SLOWER_BY * unpaced)}[kind]
             path = make_run(home, f"{kind}{number:02}{turn}", seconds=seconds, rate_mb_s=rate, ramp_seconds=3)
             if (kind, turn) == ("u", 1):
@@ -161,6 +165,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--rate-mb-s", type=int, default=100)
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
+    parser.add_argument("--only", default="upqs", help="kinds of runs to make")
     parser.add_argument("--keep", type=Path, help="where the databases are left")
     parser.add_argument("--from", dest="taken", type=Path, help="judge the databases in this directory")
     options = parser.parse_args()
@@ -170,7 +175,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fury-aa-", dir=options.directory) as name:
         home = options.keep or Path(name)
         home.mkdir(parents=True, exist_ok=True)
-        make_rounds(home, rounds=options.rounds, seconds=options.seconds, rate_mb_s=options.rate_mb_s)
+        make_rounds(
+            home, rounds=options.rounds, seconds=options.seconds, rate_mb_s=options.rate_mb_s, only=options.only
+        )
         judge_rounds(home)
 
 
