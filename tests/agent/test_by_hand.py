@@ -235,12 +235,26 @@ def test_version_and_help_are_there(run_agent: Run) -> None:
     assert "--free-floor-mb" in agent.out
 
 
-def test_a_directory_that_cannot_be_printed_is_no_obstacle(run_agent: Run, tmp_path: Path) -> None:
-    """A path that is no valid text in any locale still works."""
+def test_a_directory_that_the_terminal_can_not_show_is_no_obstacle(
+    run_agent: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Letters beyond ASCII where the locale has only that."""
+    odd = tmp_path / "größe 目录"
+    odd.mkdir()
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    agent = run_agent(*arguments(odd))
+    assert agent.code == 0, agent.out + agent.err
+    assert "gr\\xf6\\xdfe \\u76ee\\u5f55" in agent.out
+    assert list(odd.iterdir()) == []
+
+
+def test_a_directory_that_is_no_text_is_refused(run_agent: Run, tmp_path: Path) -> None:
+    """It could stand in no result, no metric and no unit; nothing is made in it."""
     odd = tmp_path / os.fsdecode(b"\xff\xfe dir")
     odd.mkdir()
     agent = run_agent(*arguments(odd))
-    assert agent.code == 0, agent.out + agent.err
+    assert agent.code == 2
+    assert "an absolute path (UTF-8, at most 3900 bytes, no control characters)" in agent.err
     assert list(odd.iterdir()) == []
 
 
