@@ -107,7 +107,6 @@ def make_plan(
     longest = max(agent["runtime_s"] for agent in planned.values())
     drain = max(agent["config"]["drain_seconds"] for agent in planned.values())
     results = Path(run["fury_results"] or repo / "results")
-    lease = run["fury_barrier_seconds"] + longest + drain + run["fury_slack_seconds"]
     return {
         "run_id": run_id,
         "credentials": str(run["fury_credentials"] or repo / "credentials"),
@@ -118,7 +117,7 @@ def make_plan(
         "base": run["fury_base"],
         "barrier_seconds": run["fury_barrier_seconds"],
         "running_seconds": longest + drain + 15,
-        "lease_seconds": lease,
+        "lease_seconds": run["fury_barrier_seconds"] + longest + drain + run["fury_slack_seconds"],
         "results": str(results / run_id),
         "collector_plan": {
             "run_id": run_id,

@@ -408,7 +408,7 @@ class Service:
         if base and not os.path.isabs(base):
             raise HostError(f"base: {base!r} is not allowed; an absolute path is (for example /srv/fury)")
         self.kind, self.name = kind, name
-        self.last_words = b""  # what the program had printed when it was removed
+        self.last_words = b""  # what the program had printed when it was removed, where that was asked for
         self.base = Path(base) if base else base_directory()
         self.home = self.base / f"{kind}-{name}"
         self.slug = slug(name)
@@ -863,22 +863,31 @@ class Service:
                 _end(self.home)
         return True
 
-    def remove(self, *, directory: Optional[str] = None, run_id: Optional[str] = None, dry: bool = False) -> List[str]:
+    def remove(
+        self,
+        *,
+        directory: Optional[str] = None,
+        run_id: Optional[str] = None,
+        keep_log: bool = False,
+        dry: bool = False,
+    ) -> List[str]:
         """Take everything of this service off this host and say what that was; [] if there was nothing.
 
         directory: where chunks may lie besides where the record says, for when the record is lost. run_id: leave the service
-        alone if it is another run's by now. Raises HostError for what could not be removed or had better be looked at; what
-        can be tried again keeps its record and its reaper.
+        alone if it is another run's by now. keep_log: leave what the program printed in ``last_words``. Raises HostError for
+        what could not be removed or had better be looked at; what can be tried again keeps its record and its reaper.
         """
         if dry:
             return [str(self.home)] if os.path.lexists(self.home) and self._is_ours() else []
         with _in_words(f"{self.kind} {self.name} can't be removed"), _locked(self.base, make=False):
-            removed, notes = self._remove(directory=directory, run_id=run_id)
+            removed, notes = self._remove(directory=directory, run_id=run_id, keep_log=keep_log)
         if notes:
             raise HostError("; ".join(notes))
         return removed
 
-    def _remove(self, *, directory: Optional[str] = None, run_id: Optional[str] = None) -> Tuple[List[str], List[str]]:
+    def _remove(
+        self, *, directory: Optional[str] = None, run_id: Optional[str] = None, keep_log: bool = False
+    ) -> Tuple[List[str], List[str]]:
         """What was removed, and what a person should look at. The order is such that the reaper stays until all else is gone."""
         there = os.path.lexists(self.home)
         if there and not self._is_ours():
@@ -889,7 +898,8 @@ class Service:
         systemd = runs_systemd() and os.geteuid() == 0
         removed = _stop_unit(self.unit, self.home) if systemd else []
         removed += _end(self.home)
-        self.last_words = self._tail_of_log()
+        if keep_log:
+            self.last_words = self._tail_of_log()
         done, notes = self._remove_all_chunks(record, directory)
         removed += done
         if systemd and _unit_is_of(self.unit, self.home):  # else it is that of an agent below another base

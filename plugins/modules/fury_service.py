@@ -164,7 +164,12 @@ def main() -> None:
         service = Service(kind=wanted["kind"], name=wanted["name"], base=wanted["base"], mode=wanted["mode"])
         about = {"mode": service.mode, "home": str(service.home)}
         if wanted["state"] == "absent":
-            removed = service.remove(directory=wanted["directory"], run_id=wanted["run_id"], dry=module.check_mode)
+            removed = service.remove(
+                directory=wanted["directory"],
+                run_id=wanted["run_id"],
+                keep_log=wanted["fetch_log"],
+                dry=module.check_mode,
+            )
             if wanted["fetch_log"]:
                 about["log"] = base64.b64encode(zlib.compress(service.last_words)).decode()
             module.exit_json(changed=bool(removed), removed=removed, **about)
